@@ -1,0 +1,99 @@
+//! Every bound of the program, each with its reason.
+//!
+//! Sizes are bytes unless the name says otherwise. A number that guards against hostile input, or that
+//! trades memory for speed, lives here and nowhere else, so that one page tells what the program may use.
+
+use std::time::Duration;
+
+/// Largest reply body of a READ, and `max_write` of FUSE_INIT: 256 pages of 4 KiB, the kernel's own
+/// default ceiling (`fs.fuse.max_pages_limit`).
+pub const MAX_IO_BYTES: u32 = 1 << 20;
+
+/// `max_pages` answered in FUSE_INIT; see [`MAX_IO_BYTES`].
+pub const MAX_IO_PAGES: u16 = 256;
+
+/// Bytes of a request that are copied out of guest memory: header, arguments, names, an xattr value of
+/// 64 KiB, a BATCH_FORGET list. Bulk data of WRITE is not part of it.
+pub const REQUEST_HEAD_BYTES: usize = 128 << 10;
+
+/// Request queues offered when `--queues` is not given.
+pub const DEFAULT_REQUEST_QUEUES: u16 = 8;
+
+/// Most request queues: vhost-user-backend maps rings to threads with 64-bit masks, one bit is hiprio's.
+pub const MAX_REQUEST_QUEUES: u16 = 63;
+
+/// Largest ring: the limit of the virtio specification (2.7, split virtqueues).
+pub const MAX_RING_SIZE: u16 = 32768;
+
+/// Heads popped under the ring lock before they are worked on, so that one busy ring cannot hold its lock,
+/// and a fence has little to wait for.
+pub const BATCH_HEADS: usize = 64;
+
+/// Reply bytes one batch may ask for before it is worked on; with [`BATCH_HEADS`] it bounds what a fence
+/// waits for to a copy of this size (some 10 ms).
+pub const BATCH_REPLY_BYTES: usize = 8 << 20;
+
+/// Descriptors of one chain. A 1 MiB request needs 258; a driver may use one segment per page and some more.
+pub const MAX_CHAIN_DESCRIPTORS: usize = 1024;
+
+/// Bytes of one chain, both directions: the largest reply, the largest request, and room for headers.
+pub const MAX_CHAIN_BYTES: u64 = 64 << 20;
+
+/// Guest memory regions of one connection: what CONFIGURE_MEM_SLOTS of vhost-user allows at most.
+pub const MAX_MEMORY_REGIONS: usize = 509;
+
+/// How long a fence waits for copies under way before it says so in the log; it goes on waiting, since
+/// writing into a stopped guest is worse than being late.
+pub const FENCE_WARN: Duration = Duration::from_millis(50);
+
+/// Maps the SIGBUS guard can watch at once: cache data, blob meta and chunk map of some thousand blobs, and
+/// the regions of guest memory.
+pub const GUARDED_MAPS: usize = 16384;
+
+/// Largest bootstrap: the 2 GiB that a v5 inode table can address is also beyond every v6 image seen.
+pub const MAX_BOOTSTRAP_BYTES: u64 = 2 << 30;
+
+/// Smallest and largest chunk (format, section 1.2).
+pub const MIN_CHUNK_BYTES: u32 = 4096;
+/// See [`MIN_CHUNK_BYTES`].
+pub const MAX_CHUNK_BYTES: u32 = 16 << 20;
+
+/// Chunks of one blob: a 24-bit index.
+pub const MAX_CHUNKS_PER_BLOB: u32 = (1 << 24) - 1;
+
+/// Longest symlink target that Linux accepts (`PATH_MAX` less its NUL).
+pub const MAX_SYMLINK_BYTES: u64 = 4095;
+
+/// Deepest directory tree that `nydus-image check` and the start-up validation follow.
+pub const MAX_TREE_DEPTH: usize = 4096;
+
+/// Longest file name of Linux.
+pub const MAX_NAME_BYTES: usize = 255;
+
+/// Longest xattr value of Linux (`XATTR_SIZE_MAX`).
+pub const MAX_XATTR_VALUE_BYTES: u32 = 65536;
+
+/// Longest list of xattr names of Linux (`XATTR_LIST_MAX`).
+pub const MAX_XATTR_LIST_BYTES: u32 = 65536;
+
+/// Time a guest may believe a name or attribute that can never change: 2^32 seconds, upstream's value, which
+/// every kernel converts without overflow.
+pub const FOREVER: Duration = Duration::from_secs(1 << 32);
+
+/// Largest configuration file, as upstream.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// `amplify_io` may be at most this (256 MiB), as upstream.
+pub const MAX_AMPLIFY_BYTES: u64 = 0x1000_0000;
+
+/// Longest path of a unix socket (`sun_path` less its NUL).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// A daemon has ended within this time after SIGTERM, whatever it was doing.
+pub const SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// How long reads wait for a backend before EIO, unless `demand_deadline` says otherwise.
+pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
+pub const IN_FLIGHT_BYTES: usize = 256 << 20;

@@ -1,0 +1,120 @@
+//! Plain facts that images state about their blobs and chunks: what `rafs` produces and `storage` consumes.
+
+/// How chunks, or a blob's metadata, are compressed (format, section 1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compressor {
+    /// Stored as it is.
+    None,
+    /// A raw LZ4 block, without frame or length.
+    Lz4Block,
+    /// A gzip member per chunk (legacy), or the label of ZRan blobs.
+    Gzip,
+    /// One zstd frame.
+    Zstd,
+}
+
+/// How chunks are digested (format, section 1.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Digester {
+    /// Plain 32-byte BLAKE3.
+    Blake3,
+    /// SHA-256.
+    Sha256,
+}
+
+/// A digest of 32 bytes.
+pub type Digest = [u8; 32];
+
+/// Where a v6 blob keeps its chunk information array (format, section 6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetaLocation {
+    /// Offset in the blob file.
+    pub offset: u64,
+    /// Stored bytes of the array; the 4096-byte header follows directly.
+    pub compressed_bytes: u64,
+    /// Bytes of the array when decoded.
+    pub uncompressed_bytes: u64,
+    /// How the array is compressed.
+    pub compressor: Compressor,
+}
+
+/// What the bootstrap says of one blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobFacts {
+    /// Position in the blob table.
+    pub index: u32,
+    /// Blob id: file name and part of URLs. Checked: 1 to 255 characters of `[0-9A-Za-z._-]`, no leading dot.
+    pub id: String,
+    /// Feature bits (format, section 1.4), unknown compatible bits removed.
+    pub features: u32,
+    /// Chunks in the blob, referenced or not. 0 with [`BlobFacts::chunk_count_known`] false: not stated (old v5).
+    pub chunk_count: u32,
+    /// False for v5 images without an extended blob table.
+    pub chunk_count_known: bool,
+    /// Largest uncompressed size of a chunk.
+    pub chunk_bytes: u32,
+    /// Size of the uncompressed blob, which is the size of its cache file.
+    pub uncompressed_bytes: u64,
+    /// Size of the blob file as stated.
+    pub compressed_bytes: u64,
+    /// End of the chunk data in the blob file (format, section 4.5): every chunk's stored range lies below it.
+    pub data_bytes: u64,
+    /// How chunks that are flagged compressed are compressed.
+    pub compressor: Compressor,
+    /// How chunks are digested.
+    pub digester: Digester,
+    /// The chunk information array; v6 only.
+    pub meta: Option<MetaLocation>,
+    /// Bytes at the start of the blob worth fetching first (v5 `--prefetch-policy blob`); 0 = none.
+    pub prefetch_bytes: u32,
+}
+
+/// Feature bits of [`BlobFacts::features`] (format, section 1.4).
+#[expect(missing_docs, reason = "the table in the format document says what each bit means")]
+pub mod feature {
+    pub const ALIGNED: u32 = 0x1;
+    pub const INLINED_FS_META: u32 = 0x2;
+    pub const CHUNK_INFO_V2: u32 = 0x4;
+    pub const ZRAN: u32 = 0x8;
+    pub const SEPARATE: u32 = 0x10;
+    pub const INLINED_CHUNK_DIGEST: u32 = 0x20;
+    pub const TARFS: u32 = 0x40;
+    pub const BATCH: u32 = 0x80;
+    pub const ENCRYPTED: u32 = 0x100;
+    pub const EXTERNAL: u32 = 0x800;
+    pub const HAS_TAR_HEADER: u32 = 0x1000_0000;
+    pub const HAS_TOC: u32 = 0x2000_0000;
+    pub const CAP_TAR_TOC: u32 = 0x4000_0000;
+}
+
+/// Everything needed to fetch, decode and verify one chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkFacts {
+    /// Offset of the stored bytes in the blob file.
+    pub compressed_offset: u64,
+    /// Stored bytes.
+    pub compressed_bytes: u32,
+    /// Offset in the uncompressed blob, and so in the cache file.
+    pub uncompressed_offset: u64,
+    /// Bytes when decoded.
+    pub uncompressed_bytes: u32,
+    /// Whether the stored bytes are compressed with the blob's compressor.
+    pub is_compressed: bool,
+    /// Digest of the decoded bytes, where the image carries one.
+    pub digest: Option<Digest>,
+    /// CRC-32C of the decoded bytes, where the image carries one.
+    pub crc32c: Option<u32>,
+}
+
+/// A piece of one chunk that a read wants: the unit of a read plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Index of the blob in the blob table.
+    pub blob: u32,
+    /// Index of the chunk in the blob.
+    pub chunk: u32,
+    /// Offset of the piece in the uncompressed blob: the chunk's own offset plus where the piece begins in it.
+    pub offset: u64,
+    /// Bytes of the piece, never 0.
+    pub len: u32,
+}
