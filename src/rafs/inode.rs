@@ -1,5 +1,8 @@
 //! Attributes of one inode, and where its parts lie in the metadata.
 
+use std::ops::ControlFlow;
+use std::ops::Range;
+
 use super::v5;
 use super::v6;
 
@@ -91,3 +94,6 @@ pub(super) enum Place {
     V5(v5::inode::Place),
     V6(v6::inode::Place),
 }
+
+/// What is called with the full name of each xattr and the range of its value in the metadata, until it breaks.
+pub(super) type EachXattr<'a> = dyn FnMut(&[u8], Range<u64>) -> ControlFlow<()> + 'a;
