@@ -122,3 +122,9 @@ pub const MAX_LAYER_MEMBERS: usize = 1024;
 
 /// Digests of zeros of odd lengths that are remembered for `SEEK_HOLE`, so that asking again does not hash again.
 pub const ZERO_DIGESTS: usize = 64;
+/// `max_background` answered in FUSE_INIT, the most its field holds: the rings bound what is under way, so the guest's own
+/// throttle need not.
+pub const MAX_BACKGROUND: u16 = u16::MAX;
+
+/// What a guest can trigger at will (malformed requests, new sessions) is logged once per this time and kind.
+pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
