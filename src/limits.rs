@@ -97,3 +97,12 @@ pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
 pub const IN_FLIGHT_BYTES: usize = 256 << 20;
+
+/// Paths that the builder takes: each needs an inode of 64 bytes, so no more fit into [`MAX_BOOTSTRAP_BYTES`].
+pub const MAX_PATHS: u32 = 1 << 25;
+
+/// Stored data of one v6 blob: compressed offsets have 40 bits.
+pub const MAX_BLOB_COMPRESSED_BYTES: u64 = 1 << 40;
+
+/// Data of one v6 blob when uncompressed: its offsets have 32 bits in units of 4096 bytes.
+pub const MAX_BLOB_UNCOMPRESSED_BYTES: u64 = 1 << 44;
