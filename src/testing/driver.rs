@@ -414,13 +414,16 @@ impl Queue {
     /// Waits for an interrupt until a used chain can be taken; false when `patience` ended first.
     ///
     /// # Errors
-    /// What waiting answers.
+    /// [`HarnessError::Violation`] when a chain was used and no interrupt came; what waiting answers.
     pub fn wait(&mut self, patience: Duration) -> Result<bool, HarnessError> {
         let start = Instant::now();
         while !self.arm(1) {
             let left = patience.saturating_sub(start.elapsed());
-            if left.is_zero() || !self.wait_call(left)? {
-                return Ok(self.has_used());
+            if !self.wait_call(left)? {
+                return match self.has_used() {
+                    true => Err(HarnessError::Violation("a chain was used without an interrupt".into())),
+                    false => Ok(false),
+                };
             }
         }
         Ok(true)
