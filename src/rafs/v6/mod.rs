@@ -1,0 +1,3 @@
+//! RAFS v6 (format, section 4).
+
+pub(super) mod inode;
