@@ -1,0 +1,2 @@
+//! documented
+pub fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }

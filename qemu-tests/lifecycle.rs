@@ -1,0 +1,2 @@
+//! lifecycle
+pub fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }

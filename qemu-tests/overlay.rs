@@ -1,0 +1,2 @@
+//! overlay
+pub fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }

@@ -1,0 +1,2 @@
+//! rootfs
+pub fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
