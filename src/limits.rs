@@ -128,11 +128,6 @@ pub const MAX_BACKGROUND: u16 = u16::MAX;
 
 /// What a guest can trigger at will (malformed requests, new sessions) is logged once per this time and kind.
 pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Paths that the builder takes: each needs an inode of 64 bytes, so no more fit into [`MAX_BOOTSTRAP_BYTES`].
 pub const MAX_PATHS: u32 = 1 << 25;
-
-/// Stored data of one v6 blob: compressed offsets have 40 bits.
-pub const MAX_BLOB_COMPRESSED_BYTES: u64 = 1 << 40;
-
-/// Data of one v6 blob when uncompressed: its offsets have 32 bits in units of 4096 bytes.
-pub const MAX_BLOB_UNCOMPRESSED_BYTES: u64 = 1 << 44;
