@@ -4,6 +4,8 @@
 //! fact about the machine. No reference into a file map leaves this room: [`view::View`] copies out.
 
 pub mod guard;
+pub mod guest;
+pub mod handover;
 pub mod lock;
 pub mod machine;
 pub mod sink;
