@@ -4,7 +4,9 @@
 //! fact about the machine. No reference into a file map leaves this room: [`view::View`] copies out.
 
 pub mod guard;
+pub mod inherited;
 pub mod lock;
 pub mod machine;
+pub mod signals;
 pub mod sink;
 pub mod view;
