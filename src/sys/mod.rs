@@ -5,6 +5,8 @@
 
 pub mod guard;
 pub mod inherited;
+pub mod guest;
+pub mod handover;
 pub mod lock;
 pub mod machine;
 pub mod signals;
