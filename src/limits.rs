@@ -98,6 +98,54 @@ pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
 pub const IN_FLIGHT_BYTES: usize = 256 << 20;
 
+/// Longest wait for storage threads at the end; one that hangs in the kernel (a dead disk) is left behind.
+pub const POOL_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Longest wait for the data of all caches to reach the disk at a clean end. What is late is only verified again by the
+/// next boot, so it must not endanger [`SHUTDOWN`].
+pub const SYNC_PATIENCE: Duration = Duration::from_millis(300);
+
+/// How often new cache data is flushed in the background, so that it is trusted after a power cut; and how often open
+/// cache files are compared with their paths.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often deadlines of parked reads are looked at: a tenth of the shortest deadline that can be configured (1 s).
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// First and longest pause before a chunk that another process fetches is looked at again.
+pub const FOREIGN_PAUSE: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(20);
+
+/// First and longest pause between attempts at a backend that fails for the moment; doubled each time, with jitter.
+pub const RETRY_PAUSE: std::ops::Range<Duration> = Duration::from_millis(50)..Duration::from_secs(5);
+
+/// Immediate extra attempts at a chunk whose bytes were wrong: a torn transfer is repaired, a wrong blob is not asked
+/// for again and again.
+pub const DAMAGE_RETRIES: u32 = 1;
+
+/// Longest wait for another process that opens the same cache files; opening takes it some milliseconds.
+pub const CACHE_OPEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One warning per blob in this time when its cache cannot be written or its reads fail.
+pub const STORAGE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Stored bytes of one merged request when amplification is smaller: what one guest request can ask for.
+pub const MERGED_FETCH_BYTES: u64 = 1 << 20;
+
+/// A gap between wanted chunks is read through when it is at most the request's bytes shifted by this, as upstream.
+pub const GAP_SHIFT: u32 = 7;
+
+/// A ready chunk up to this size is probed for being in the page cache on the caller's thread (some 50 us of copying);
+/// larger ones go to the pool.
+pub const PROBE_BYTES: u32 = 1 << 20;
+
+/// Bytes of the buffer for probing and touching cache files, one per thread.
+pub const TOUCH_BUFFER_BYTES: usize = 64 << 10;
+
+/// Largest chunk information array that is fetched: 2^24 entries of 24 bytes (format, section 14, rule 21).
+pub const MAX_META_BYTES: u64 = (1 << 24) * 24;
+
+/// Largest uncompressed blob whose chunks are not aligned: chunk positions are packed into 38 bits.
+pub const MAX_UNALIGNED_BLOB_BYTES: u64 = 1 << 38;
 /// Blobs of one image: v6 has 8-bit device numbers, the v5 builder stops at 256.
 pub const MAX_BLOBS: usize = 256;
 

@@ -7,6 +7,7 @@
 
 pub mod driver;
 pub mod error;
+pub mod fault;
 pub mod fuse_client;
 pub mod guest;
 pub mod lane;
