@@ -179,3 +179,31 @@ pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Paths that the builder takes: each needs an inode of 64 bytes, so no more fit into [`MAX_BOOTSTRAP_BYTES`].
 pub const MAX_PATHS: u32 = 1 << 25;
+
+/// Stored data of one v6 blob: compressed offsets have 40 bits.
+pub const MAX_BLOB_COMPRESSED_BYTES: u64 = 1 << 40;
+
+/// Data of one v6 blob when uncompressed: its offsets have 32 bits in units of 4096 bytes.
+pub const MAX_BLOB_UNCOMPRESSED_BYTES: u64 = 1 << 44;
+/// Open files wished for when `--rlimit-nofile` is not given, as upstream.
+pub const DEFAULT_OPEN_FILES: u64 = 1_000_000;
+
+/// Open files left to the rest of the machine: never more than `fs.file-max` less this, as upstream.
+pub const SPARED_OPEN_FILES: u64 = 16384;
+
+/// Bytes of a mount tag: the field of the device's configuration space (virtio 1.3, 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+
+/// Lines of one call site in the log per [`LOG_WINDOW`]: what a guest or a server can trigger without end must not
+/// fill the disk of the host.
+pub const LOG_BURST: u32 = 50;
+
+/// See [`LOG_BURST`].
+pub const LOG_WINDOW: Duration = Duration::from_secs(60);
+
+/// Log files that are kept beside the current one, as upstream.
+pub const KEPT_LOG_FILES: usize = 10;
+
+/// How long an ordered shutdown may take before the process ends anyway; the rest of [`SHUTDOWN`] is for the kernel
+/// to take it apart.
+pub const ORDERED_SHUTDOWN: Duration = Duration::from_millis(700);

@@ -5,9 +5,11 @@
 
 pub mod bitmap;
 pub mod guard;
+pub mod inherited;
 pub mod guest;
 pub mod handover;
 pub mod lock;
 pub mod machine;
+pub mod signals;
 pub mod sink;
 pub mod view;
