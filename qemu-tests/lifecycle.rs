@@ -1,2 +1,4 @@
 //! lifecycle
-pub fn trials() -> Vec<libtest_mimic::Trial> { Vec::new() }
+pub fn trials() -> Vec<libtest_mimic::Trial> {
+    Vec::new()
+}

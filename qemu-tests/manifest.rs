@@ -57,7 +57,8 @@ impl Manifest {
                 }
             }
         }
-        differences.extend(seen.0.keys().filter(|path| !self.0.contains_key(*path)).map(|path| format!("{path}: extra")));
+        differences
+            .extend(seen.0.keys().filter(|path| !self.0.contains_key(*path)).map(|path| format!("{path}: extra")));
         let count = differences.len();
         differences.truncate(SHOWN);
         ensure!(count == 0, "{count} differences:\n{}", differences.join("\n"));
