@@ -97,3 +97,42 @@ pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
 pub const IN_FLIGHT_BYTES: usize = 256 << 20;
+
+/// Blobs of one image: v6 has 8-bit device numbers, the v5 builder stops at 256.
+pub const MAX_BLOBS: usize = 256;
+
+/// Longest blob id: it is a file name (64 characters in v6 by its field).
+pub const MAX_BLOB_ID_BYTES: usize = 255;
+
+/// Largest uncompressed v6 blob (format, section 1.2).
+pub const MAX_BLOB_BYTES: u64 = 1 << 44;
+
+/// Largest v6 blob file: 40-bit offsets (format, section 1.2).
+pub const MAX_BLOB_FILE_BYTES: u64 = 1 << 40;
+
+/// Largest xattr table of one v5 inode. All names fit 64 KiB (`XATTR_LIST_MAX`), and a lookup walks the whole table.
+pub const MAX_XATTR_TABLE_BYTES: u64 = 1 << 20;
+
+/// Largest table of contents at the end of a blob (format, section 14, rule 22).
+pub const MAX_TOC_BYTES: u64 = 64 << 10;
+
+/// Members of an OCI bootstrap layer that are looked at for `image/image.boot`: the snapshotter writes one blob meta
+/// for each blob, and some more.
+pub const MAX_LAYER_MEMBERS: usize = 1024;
+
+/// Digests of zeros of odd lengths that are remembered for `SEEK_HOLE`, so that asking again does not hash again.
+pub const ZERO_DIGESTS: usize = 64;
+/// `max_background` answered in FUSE_INIT, the most its field holds: the rings bound what is under way, so the guest's own
+/// throttle need not.
+pub const MAX_BACKGROUND: u16 = u16::MAX;
+
+/// What a guest can trigger at will (malformed requests, new sessions) is logged once per this time and kind.
+pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// Paths that the builder takes: each needs an inode of 64 bytes, so no more fit into [`MAX_BOOTSTRAP_BYTES`].
+pub const MAX_PATHS: u32 = 1 << 25;
+
+/// Stored data of one v6 blob: compressed offsets have 40 bits.
+pub const MAX_BLOB_COMPRESSED_BYTES: u64 = 1 << 40;
+
+/// Data of one v6 blob when uncompressed: its offsets have 32 bits in units of 4096 bytes.
+pub const MAX_BLOB_UNCOMPRESSED_BYTES: u64 = 1 << 44;

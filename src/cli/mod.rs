@@ -1,1 +1,3 @@
-//! (to be written)
+//! Command lines: what users type, parsed with clap and checked, and nothing else.
+
+pub mod image;

@@ -3,13 +3,26 @@
 //! Counting happens where the fact is known. Counters are monotonic, relaxed, and sharded by queue where a request
 //! of a guest touches them, so that two queues do not share a cache line.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 
 use serde_json::json;
 
 /// Operations counted one by one: FUSE opcodes below this number, the rest in the last place.
 pub const OPCODES: usize = 64;
+
+/// Shards of [`OpCounters`]: threads beyond this number share.
+const OP_SHARDS: usize = 16;
+
+thread_local! {
+    static OP_SHARD: usize = {
+        static THREADS: AtomicUsize = AtomicUsize::new(0);
+        // Relaxed: any spread of threads will do.
+        THREADS.fetch_add(1, Ordering::Relaxed) % OP_SHARDS
+    };
+}
 
 /// A counter that only grows.
 #[derive(Debug, Default)]
@@ -49,46 +62,84 @@ pub struct QueueCounters {
     pub bytes: Counter,
 }
 
-/// Counters of FUSE requests by opcode.
+/// Counters of FUSE requests by opcode. Each thread counts in a shard of its own, so that two queues do not pass a cache
+/// line back and forth.
 #[derive(Debug)]
 pub struct OpCounters {
+    shards: [Arc<OpShard>; OP_SHARDS],
+}
+
+/// The part of [`OpCounters`] that one thread (and those that share its number) counts in.
+#[derive(Debug)]
+#[repr(align(128))]
+pub struct OpShard {
     hits: [Counter; OPCODES],
     errors: [Counter; OPCODES],
 }
 
 impl Default for OpCounters {
     fn default() -> Self {
-        Self { hits: std::array::from_fn(|_| Counter::default()), errors: std::array::from_fn(|_| Counter::default()) }
+        let zeros = || std::array::from_fn(|_| Counter::default());
+        Self { shards: std::array::from_fn(|_| Arc::new(OpShard { hits: zeros(), errors: zeros() })) }
     }
 }
 
-impl OpCounters {
+impl OpShard {
     /// A request with `opcode` arrived.
     #[inline]
     pub fn hit(&self, opcode: u32) {
-        self.hits[Self::place(opcode)].add(1);
+        self.hits[place(opcode)].add(1);
     }
 
     /// A request with `opcode` was answered with an error.
     #[inline]
     pub fn error(&self, opcode: u32) {
-        self.errors[Self::place(opcode)].add(1);
+        self.errors[place(opcode)].add(1);
+    }
+}
+
+impl OpCounters {
+    /// This thread's shard, for a request that is counted now and once more when it ends, maybe on another thread.
+    #[inline]
+    pub fn shard(&self) -> Arc<OpShard> {
+        Arc::clone(&self.shards[OP_SHARD.with(|shard| *shard)])
+    }
+
+    /// A request with `opcode` arrived.
+    #[inline]
+    pub fn hit(&self, opcode: u32) {
+        self.shards[OP_SHARD.with(|shard| *shard)].hit(opcode);
+    }
+
+    /// A request with `opcode` was answered with an error.
+    #[inline]
+    pub fn error(&self, opcode: u32) {
+        self.shards[OP_SHARD.with(|shard| *shard)].error(opcode);
     }
 
     /// Requests with `opcode` so far.
     pub fn hits_of(&self, opcode: u32) -> u64 {
-        self.hits[Self::place(opcode)].get()
+        self.sum(|shard| &shard.hits)[place(opcode)]
+    }
+
+    /// Requests with `opcode` that were answered with an error so far.
+    pub fn errors_of(&self, opcode: u32) -> u64 {
+        self.sum(|shard| &shard.errors)[place(opcode)]
     }
 
     /// Requests of every kind so far.
     pub fn total(&self) -> u64 {
-        self.hits.iter().map(Counter::get).sum()
+        self.sum(|shard| &shard.hits).iter().sum()
     }
 
-    #[inline]
-    fn place(opcode: u32) -> usize {
-        (opcode as usize).min(OPCODES - 1)
+    fn sum(&self, of: impl Fn(&OpShard) -> &[Counter; OPCODES]) -> [u64; OPCODES] {
+        std::array::from_fn(|opcode| self.shards.iter().map(|shard| of(shard)[opcode].get()).sum())
     }
+}
+
+#[inline]
+fn place(opcode: u32) -> usize {
+    (opcode as usize).min(OPCODES - 1)
 }
 
 /// Counters of storage: cache and backends of all blobs.
@@ -135,9 +186,9 @@ impl Metrics {
 
     /// All counters, for the JSON line of SIGUSR1.
     pub fn to_json(&self) -> serde_json::Value {
-        let by_opcode = |counters: &[Counter; OPCODES]| -> serde_json::Map<String, serde_json::Value> {
-            let seen = counters.iter().enumerate().filter(|(_, c)| c.get() > 0);
-            seen.map(|(opcode, c)| (opcode.to_string(), json!(c.get()))).collect()
+        let by_opcode = |counts: [u64; OPCODES]| -> serde_json::Map<String, serde_json::Value> {
+            let seen = counts.iter().enumerate().filter(|(_, count)| **count > 0);
+            seen.map(|(opcode, count)| (opcode.to_string(), json!(count))).collect()
         };
         let queue = |q: &QueueCounters| {
             json!({
@@ -148,8 +199,8 @@ impl Metrics {
         let s = &self.storage;
         json!({
             "requests": self.ops.total(),
-            "ops": by_opcode(&self.ops.hits),
-            "errors": by_opcode(&self.ops.errors),
+            "ops": by_opcode(self.ops.sum(|shard| &shard.hits)),
+            "errors": by_opcode(self.ops.sum(|shard| &shard.errors)),
             "queues": self.queues.iter().map(queue).collect::<Vec<_>>(),
             "storage": {
                 "warm_reads": s.warm_reads.get(), "parked_reads": s.parked_reads.get(),
