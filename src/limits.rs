@@ -98,13 +98,6 @@ pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
 pub const IN_FLIGHT_BYTES: usize = 256 << 20;
 
-/// `max_background` answered in FUSE_INIT, the most its field holds: the rings bound what is under way, so the guest's own
-/// throttle need not.
-pub const MAX_BACKGROUND: u16 = u16::MAX;
-
-/// What a guest can trigger at will (malformed requests, new sessions) is logged once per this time and kind.
-pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Longest wait for storage threads at the end; one that hangs in the kernel (a dead disk) is left behind.
 pub const POOL_PATIENCE: Duration = Duration::from_millis(200);
 
