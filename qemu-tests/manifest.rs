@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
 
@@ -28,11 +27,6 @@ impl Manifest {
         }
         ensure!(!entries.is_empty(), "the listing is empty");
         Ok(Self(entries))
-    }
-
-    /// Paths of regular files that hold something, in order.
-    pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.0.values().filter(|fields| fields[1] == "f" && fields[5] != "0").map(|fields| fields[0].as_str())
     }
 
     /// The same tree without entries of one type.
@@ -63,10 +57,5 @@ impl Manifest {
         differences.truncate(SHOWN);
         ensure!(count == 0, "{count} differences:\n{}", differences.join("\n"));
         Ok(())
-    }
-
-    /// The type letter of `path`.
-    pub fn kind(&self, path: &str) -> Result<&str> {
-        Ok(&self.0.get(path).with_context(|| format!("{path} is not in the tree"))?[1])
     }
 }
