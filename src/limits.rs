@@ -98,8 +98,8 @@ pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
 pub const IN_FLIGHT_BYTES: usize = 256 << 20;
 
-/// Blobs of one image: v6 has 8-bit device numbers, the v5 builder stops at 256.
-pub const MAX_BLOBS: usize = 256;
+/// Blobs of one v5 image: where its builder stops.
+pub const MAX_V5_BLOBS: usize = 256;
 
 /// Longest blob id: it is a file name (64 characters in v6 by its field).
 pub const MAX_BLOB_ID_BYTES: usize = 255;
@@ -122,3 +122,6 @@ pub const MAX_LAYER_MEMBERS: usize = 1024;
 
 /// Digests of zeros of odd lengths that are remembered for `SEEK_HOLE`, so that asking again does not hash again.
 pub const ZERO_DIGESTS: usize = 64;
+
+/// Blobs of one v6 image: device numbers have 8 bits, 0 is the bootstrap, and 255 stays unused (format, section 1.2).
+pub const MAX_V6_DEVICES: u16 = 254;
