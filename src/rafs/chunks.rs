@@ -1,30 +1,294 @@
 //! What the bootstrap says of chunks, found by (blob, chunk index).
+//!
+//! v5 keeps a record of 80 bytes per chunk behind each file's inode, v6 the same record in one table ordered by digest.
+//! Either way the index is one `u32` per distinct chunk, ordered by blob and chunk index, that names the place of a
+//! record; the record itself stays in the map and is checked again on each use.
 
+use std::sync::Arc;
+
+use zerocopy::FromBytes;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+use zerocopy::KnownLayout;
+use zerocopy::Unaligned;
+use zerocopy::little_endian::U32;
+use zerocopy::little_endian::U64;
+
+use super::RafsError;
+use super::facts::BlobFacts;
 use super::facts::ChunkFacts;
 use super::facts::Digest;
+use super::malformed;
+use crate::limits;
+use crate::sys::view::View;
+
+/// Bytes of a chunk record.
+pub(super) const RECORD_BYTES: u64 = 80;
+
+const COMPRESSED: u32 = 0x1;
+const HOLE: u32 = 0x2;
+const ENCRYPTED: u32 = 0x4;
+const BATCH: u32 = 0x8;
+const HAS_CRC32C: u32 = 0x10;
+
+/// A chunk record as stored (format, section 3.9).
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct Record {
+    pub(super) digest: [u8; 32],
+    pub(super) blob: U32,
+    flags: U32,
+    compressed_bytes: U32,
+    uncompressed_bytes: U32,
+    compressed_offset: U64,
+    uncompressed_offset: U64,
+    pub(super) file_offset: U64,
+    pub(super) index: U32,
+    crc32c: U32,
+}
+
+impl Record {
+    /// What the record at `at` states, checked against its blob (section 14, rule 9).
+    #[inline]
+    pub(super) fn facts(&self, at: u64, blobs: &[BlobFacts]) -> Result<ChunkFacts, RafsError> {
+        let blob_index = self.blob.get();
+        let Some(blob) = usize::try_from(blob_index).ok().and_then(|index| blobs.get(index)) else {
+            return Err(malformed("chunk blob index", at, format!("{blob_index} of {} blobs", blobs.len())));
+        };
+        if self.index.get() >= blob.chunk_count {
+            return Err(malformed("chunk index", at, format!("{} of {} chunks", self.index, blob.chunk_count)));
+        }
+        let flags = self.flags.get();
+        if flags & (HOLE | ENCRYPTED | BATCH) != 0 {
+            return Err(RafsError::Unsupported("a chunk that is a hole, encrypted or batched"));
+        }
+        let facts = ChunkFacts {
+            compressed_offset: self.compressed_offset.get(),
+            compressed_bytes: self.compressed_bytes.get(),
+            uncompressed_offset: self.uncompressed_offset.get(),
+            uncompressed_bytes: self.uncompressed_bytes.get(),
+            is_compressed: flags & COMPRESSED != 0,
+            digest: Some(self.digest),
+            crc32c: (flags & HAS_CRC32C != 0).then(|| self.crc32c.get()),
+        };
+        check_ranges(&facts, at, blob)?;
+        Ok(facts)
+    }
+
+    /// Whether both records describe the same bytes. Where in a file they were met does not count.
+    fn describes_same(&self, other: &Self) -> bool {
+        Self { file_offset: U64::ZERO, ..*self }.as_bytes() == Self { file_offset: U64::ZERO, ..*other }.as_bytes()
+    }
+
+    /// Blob and chunk index in one number, which orders the index.
+    fn key(&self) -> u64 {
+        key(self.blob.get(), self.index.get())
+    }
+}
+
+#[inline]
+fn key(blob: u32, chunk: u32) -> u64 {
+    u64::from(blob) << 32 | u64::from(chunk)
+}
+
+/// Checks a chunk's ranges against its blob (section 14, rule 9).
+#[inline]
+pub(super) fn check_ranges(chunk: &ChunkFacts, at: u64, blob: &BlobFacts) -> Result<(), RafsError> {
+    if chunk.uncompressed_bytes == 0 || chunk.uncompressed_bytes > blob.chunk_bytes {
+        let reason = format!("{} bytes, chunk size {}", chunk.uncompressed_bytes, blob.chunk_bytes);
+        return Err(malformed("chunk uncompressed size", at, reason));
+    }
+    let is_stored_right = if chunk.is_compressed {
+        (1..=limits::MAX_CHUNK_BYTES).contains(&chunk.compressed_bytes)
+    } else {
+        chunk.compressed_bytes == chunk.uncompressed_bytes
+    };
+    if !is_stored_right {
+        let reason = format!("{} bytes for {}", chunk.compressed_bytes, chunk.uncompressed_bytes);
+        return Err(malformed("chunk compressed size", at, reason));
+    }
+    let stored_end = chunk.compressed_offset.checked_add(u64::from(chunk.compressed_bytes));
+    if stored_end.is_none_or(|end| end > blob.data_bytes) {
+        let reason = format!("{} bytes at {:#x}", chunk.compressed_bytes, chunk.compressed_offset);
+        return Err(malformed(
+            "chunk compressed offset",
+            at,
+            format!("{reason}, blob data ends at {}", blob.data_bytes),
+        ));
+    }
+    let plain_end = chunk.uncompressed_offset.checked_add(u64::from(chunk.uncompressed_bytes));
+    if plain_end.is_none_or(|end| end > blob.uncompressed_bytes) {
+        let reason = format!("{} bytes at {:#x}", chunk.uncompressed_bytes, chunk.uncompressed_offset);
+        let reason = format!("{reason}, blob ends at {}", blob.uncompressed_bytes);
+        return Err(malformed("chunk uncompressed offset", at, reason));
+    }
+    Ok(())
+}
+
+/// How the numbers in the index become offsets of records, and what records are good for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Source {
+    /// Number × 8 is the offset; the record is complete.
+    V5,
+    /// The number counts records from this offset; only the digest is used.
+    V6 { table: u64 },
+}
+
+impl Source {
+    fn offset(self, number: u32) -> u64 {
+        match self {
+            Self::V5 => u64::from(number).wrapping_mul(8),
+            // A u32 times 80 is far below 2^64, and the table's offset lies in the file.
+            Self::V6 { table } => table.saturating_add(u64::from(number).wrapping_mul(RECORD_BYTES)),
+        }
+    }
+}
 
 /// Chunk records of a bootstrap by blob and chunk index: 4 bytes per chunk, built by one pass over the image on the
 /// first cold read, and not at all when everything is cached.
 #[derive(Debug)]
-pub struct ChunkIndex {}
+pub struct ChunkIndex {
+    view: View,
+    blobs: Arc<[BlobFacts]>,
+    source: Source,
+    /// For each blob the position in `records` of its first chunk, and one more: the end.
+    starts: Vec<usize>,
+    /// Numbers of the records, ordered by blob and chunk index, each pair once.
+    records: Vec<u32>,
+}
+
+/// Collects the places of records for a [`ChunkIndex`].
+pub(super) struct Builder {
+    view: View,
+    blobs: Arc<[BlobFacts]>,
+    source: Source,
+    found: Vec<(u64, u32)>,
+}
+
+impl Builder {
+    pub(super) fn new(view: View, blobs: Arc<[BlobFacts]>, source: Source) -> Self {
+        Self { view, blobs, source, found: Vec::new() }
+    }
+
+    /// Takes the record with the number `number` into the index, after checking it.
+    pub(super) fn add(&mut self, number: u32, record: &Record) -> Result<(), RafsError> {
+        record.facts(self.source.offset(number), &self.blobs)?;
+        self.found.push((record.key(), number));
+        Ok(())
+    }
+
+    /// Orders what was added, and refuses chunks that are described in two ways or overlap in the uncompressed blob:
+    /// two files would disagree about one cache slot.
+    pub(super) fn finish(mut self) -> Result<ChunkIndex, RafsError> {
+        self.found.sort_unstable();
+        let mut records = Vec::new();
+        let mut starts = vec![0; self.blobs.len().saturating_add(1)];
+        let mut last: Option<(u64, Record)> = None;
+        for &(key, number) in &self.found {
+            let at = self.source.offset(number);
+            let record: Record = self.view.record_at(at)?;
+            match &last {
+                Some((last_key, known)) if *last_key == key => {
+                    if !known.describes_same(&record) {
+                        let reason = format!("blob {} chunk {} is described in two ways", record.blob, record.index);
+                        return Err(malformed("chunk record", at, reason));
+                    }
+                    continue;
+                }
+                Some((last_key, known)) if last_key >> 32 == key >> 32 => {
+                    let end = known.uncompressed_offset.get().saturating_add(known.uncompressed_bytes.get().into());
+                    if record.uncompressed_offset.get() < end {
+                        let reason = format!("blob {} chunk {} overlaps the chunk before", record.blob, record.index);
+                        return Err(malformed("chunk uncompressed offset", at, reason));
+                    }
+                }
+                _ => {}
+            }
+            records.push(number);
+            let blob = usize::try_from(key >> 32).unwrap_or(usize::MAX);
+            if let Some(end) = blob.checked_add(1).and_then(|next| starts.get_mut(next)) {
+                *end = records.len();
+            }
+            last = Some((key, record));
+        }
+        // Blobs without chunks end where the blob before ends.
+        let mut end = 0;
+        for start in &mut starts {
+            end = end.max(*start);
+            *start = end;
+        }
+        records.shrink_to_fit();
+        Ok(ChunkIndex { view: self.view, blobs: self.blobs, source: self.source, starts, records })
+    }
+}
 
 impl ChunkIndex {
     /// The complete facts of a chunk, where the bootstrap holds them (v5). `None` for v6, whose blobs carry their own
-    /// table ([`super::meta::BlobMeta`]).
+    /// table ([`super::meta::BlobMeta`]), and for a chunk that the image does not refer to.
     ///
     /// # Errors
     /// A lost or malformed bootstrap.
-    pub fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, super::RafsError> {
-        let _ = (blob, chunk);
-        todo!()
+    pub fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError> {
+        if matches!(self.source, Source::V6 { .. }) {
+            return Ok(None);
+        }
+        match self.find(blob, chunk)? {
+            Some((at, record)) => record.facts(at, &self.blobs).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The digest of a chunk; `None` when the image refers to no such chunk, or carries no digest of it.
     ///
     /// # Errors
     /// A lost or malformed bootstrap.
-    pub fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, super::RafsError> {
-        let _ = (blob, chunk);
-        todo!()
+    pub fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError> {
+        Ok(self.find(blob, chunk)?.map(|(_, record)| record.digest))
+    }
+
+    /// Distinct chunks that the image refers to.
+    pub fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Whether the image refers to no chunk.
+    pub fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    fn find(&self, blob: u32, chunk: u32) -> Result<Option<(u64, Record)>, RafsError> {
+        let Some(records) = self.of_blob(blob) else { return Ok(None) };
+        let wanted = key(blob, chunk);
+        // An image mostly refers to all chunks of a blob: then the chunk's index is its position.
+        let guess = usize::try_from(chunk).unwrap_or(usize::MAX);
+        if let Some(&number) = records.get(guess) {
+            let (at, record) = self.record(number)?;
+            if record.key() == wanted {
+                return Ok(Some((at, record)));
+            }
+        }
+        let (mut low, mut high) = (0usize, records.len());
+        while low < high {
+            let middle = low.midpoint(high);
+            let Some(&number) = records.get(middle) else { break };
+            let (at, record) = self.record(number)?;
+            match record.key().cmp(&wanted) {
+                std::cmp::Ordering::Equal => return Ok(Some((at, record))),
+                std::cmp::Ordering::Less => low = middle.saturating_add(1),
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+        Ok(None)
+    }
+
+    fn of_blob(&self, blob: u32) -> Option<&[u32]> {
+        let blob = usize::try_from(blob).ok()?;
+        let (&start, &end) = (self.starts.get(blob)?, self.starts.get(blob.checked_add(1)?)?);
+        self.records.get(start..end)
+    }
+
+    fn record(&self, number: u32) -> Result<(u64, Record), RafsError> {
+        let at = self.source.offset(number);
+        Ok((at, self.view.record_at(at)?))
     }
 }

@@ -1,0 +1,224 @@
+//! Configuration version 2 as it is written, and what it means.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::Cache;
+use super::CacheStore;
+use super::Config;
+use super::ExternalBackend;
+use super::ImageOptions;
+use super::Overlay;
+use super::Prefetch;
+use super::Warnings;
+use super::backend::Backend;
+use super::value::Check;
+use super::value::Checked;
+use super::value::Secret;
+use super::value::UpTo;
+use super::wire::AmplifyBytes;
+use super::wire::BackendTable as _;
+use super::wire::Base;
+use super::wire::CacheFiles;
+use super::wire::CacheKind;
+use super::wire::HttpProxy;
+use super::wire::Kind;
+use super::wire::Localdisk;
+use super::wire::LocalfsOrDir;
+use super::wire::Mode;
+use super::wire::OrEmpty;
+use super::wire::Oss;
+use super::wire::Registry;
+use super::wire::S3;
+
+pub(super) fn one_mib() -> AmplifyBytes {
+    UpTo(1 << 20)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Document {
+    #[serde(rename = "version")]
+    _version: UpTo<2>,
+    #[serde(default)]
+    id: String,
+    backend: Option<BackendChoice>,
+    #[serde(default)]
+    external_backends: Vec<External>,
+    cache: Option<CacheTable>,
+    #[serde(default)]
+    rafs: OrEmpty<Rafs>,
+    overlay: Option<OverlayTable>,
+}
+
+#[derive(Debug, Deserialize)]
+struct BackendChoice {
+    #[serde(rename = "type")]
+    kind: Kind,
+    localfs: Option<LocalfsOrDir>,
+    localdisk: Option<Checked<Localdisk>>,
+    oss: Option<Checked<Oss>>,
+    s3: Option<Checked<S3>>,
+    registry: Option<Checked<Registry>>,
+    #[serde(rename = "http-proxy")]
+    http_proxy: Option<Checked<HttpProxy>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct External {
+    #[serde(default)]
+    patch: BTreeMap<String, String>,
+    #[serde(rename = "type")]
+    kind: Kind,
+    #[serde(default)]
+    config: BTreeMap<String, Secret>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CacheTable {
+    #[serde(rename = "type", default)]
+    kind: CacheKind,
+    #[serde(default)]
+    compressed: bool,
+    #[serde(default)]
+    validate: bool,
+    #[serde(default)]
+    prefetch: OrEmpty<Checked<PrefetchTable>>,
+    #[serde(default)]
+    filecache: OrEmpty<CacheFiles>,
+    #[serde(default)]
+    fscache: OrEmpty<CacheFiles>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Rafs {
+    #[serde(default)]
+    mode: Mode,
+    #[serde(default = "one_mib")]
+    batch_size: AmplifyBytes,
+    #[serde(default)]
+    validate: bool,
+    #[serde(default)]
+    enable_xattr: bool,
+    #[serde(default)]
+    iostats_files: bool,
+    #[serde(default)]
+    access_pattern: bool,
+    #[serde(default)]
+    latest_read_files: bool,
+    #[serde(default)]
+    prefetch: OrEmpty<Checked<PrefetchTable>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PrefetchTable {
+    #[serde(default)]
+    enable: bool,
+    #[serde(default = "PrefetchTable::default_threads")]
+    threads: UpTo<1024>,
+    #[serde(default = "one_mib")]
+    batch_size: AmplifyBytes,
+    #[serde(default = "PrefetchTable::no_limit")]
+    bandwidth_limit: UpTo<{ u32::MAX as u64 }>,
+    #[serde(default)]
+    prefetch_all: bool,
+    #[serde(default)]
+    stream_prefetch: bool,
+}
+
+impl PrefetchTable {
+    fn default_threads() -> UpTo<1024> {
+        UpTo(8)
+    }
+
+    fn no_limit() -> UpTo<{ u32::MAX as u64 }> {
+        UpTo(0)
+    }
+
+    fn prefetch(&self) -> Option<Prefetch> {
+        self.enable.then(|| Prefetch {
+            threads: self.threads.narrow(),
+            batch_bytes: self.batch_size.narrow(),
+            bandwidth_limit: self.bandwidth_limit.0,
+            everything: self.prefetch_all,
+            stream: self.stream_prefetch,
+        })
+    }
+}
+
+impl Check for PrefetchTable {
+    fn check(&self) -> Result<(), String> {
+        if self.enable && self.threads.0 == 0 {
+            return Err("invalid `threads`: 0, expected an integer from 1 to 1024 when `enable` is true".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct OverlayTable {
+    upper_dir: String,
+    work_dir: String,
+}
+
+impl Document {
+    pub(super) fn into_config(self, base: Base<'_>, warnings: &mut Warnings) -> Config {
+        let cache = self.cache;
+        let in_cache = cache.as_ref().and_then(|cache| cache.prefetch.0.0.prefetch());
+        Config {
+            id: self.id,
+            backend: self.backend.and_then(|choice| choice.into_backend(base, warnings)),
+            external_backends: self.external_backends.into_iter().map(External::into_backend).collect(),
+            image: ImageOptions {
+                mode: self.rafs.0.mode,
+                amplify_bytes: self.rafs.0.batch_size.narrow(),
+                validate: self.rafs.0.validate,
+                xattr: self.rafs.0.enable_xattr,
+                iostats_files: self.rafs.0.iostats_files,
+                access_pattern: self.rafs.0.access_pattern,
+                latest_read_files: self.rafs.0.latest_read_files,
+            },
+            prefetch: self.rafs.0.prefetch.0.0.prefetch().or(in_cache),
+            cache: cache.map_or(Cache::none(), |cache| cache.into_cache(base)),
+            overlay: self.overlay.map(|overlay| Overlay {
+                upper_dir: base.join(&overlay.upper_dir),
+                work_dir: base.join(&overlay.work_dir),
+            }),
+        }
+    }
+}
+
+impl BackendChoice {
+    fn into_backend(self, base: Base<'_>, warnings: &mut Warnings) -> Option<Backend> {
+        let backend = match self.kind {
+            Kind::Localfs => self.localfs.map(|table| table.0.0.backend(base)),
+            Kind::Localdisk => self.localdisk.map(|table| table.0.backend(base)),
+            Kind::Oss => self.oss.map(|table| table.0.backend(base)),
+            Kind::S3 => self.s3.map(|table| table.0.backend(base)),
+            Kind::Registry => self.registry.map(|table| table.0.backend(base)),
+            Kind::HttpProxy => self.http_proxy.map(|table| table.0.backend(base)),
+        };
+        if backend.is_none() {
+            let kind = self.kind.name();
+            warnings.add(format!("`backend.{kind}` is missing, though `backend.type` is `{kind}`"));
+        }
+        backend
+    }
+}
+
+impl External {
+    fn into_backend(self) -> ExternalBackend {
+        ExternalBackend { kind: self.kind.name(), patch: self.patch, config: self.config }
+    }
+}
+
+impl CacheTable {
+    fn into_cache(self, base: Base<'_>) -> Cache {
+        let store = match self.kind {
+            CacheKind::None => CacheStore::None,
+            CacheKind::Files => CacheStore::files(self.filecache.0, base),
+            CacheKind::Fscache => CacheStore::Fscache { work_dir: base.join(&self.fscache.0.work_dir) },
+        };
+        Cache { store, compressed: self.compressed, validate: self.validate }
+    }
+}

@@ -1,0 +1,202 @@
+//! What both versions say of blobs and algorithms: ids, feature bits, superblock flags (format, sections 1.1, 1.3, 1.4
+//! and 14, rules 2 and 4).
+
+use super::RafsError;
+use super::facts::BlobFacts;
+use super::facts::Compressor;
+use super::facts::Digester;
+use super::facts::feature;
+use super::malformed;
+use crate::limits;
+
+/// The id of a blob in metadata that is inlined in that blob (section 10.3).
+const PLACEHOLDER_ID: [u8; 64] = [b'x'; 64];
+
+const COMPRESSION_NONE: u64 = 0x1;
+const COMPRESSION_LZ4: u64 = 0x2;
+const HASH_BLAKE3: u64 = 0x4;
+const HASH_SHA256: u64 = 0x8;
+const EXPLICIT_UID_GID: u64 = 0x10;
+const HAS_XATTR: u64 = 0x20;
+const COMPRESSION_GZIP: u64 = 0x40;
+const COMPRESSION_ZSTD: u64 = 0x80;
+const TARFS_MODE: u64 = 0x200;
+const ENCRYPTION_AES_128_XTS: u64 = 0x0200_0000;
+/// All bits with a meaning, and those reserved as compatible.
+const KNOWN_FLAGS: u64 = 0x3ff | 0xff00_0000;
+
+/// Feature bits that a reader must understand.
+const INCOMPATIBLE_FEATURES: u32 = 0xffff;
+const KNOWN_FEATURES: u32 = 0xfff;
+const COMPATIBLE_FEATURES: u32 = feature::HAS_TAR_HEADER | feature::HAS_TOC | feature::CAP_TAR_TOC;
+
+/// The superblock flags, checked.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flags {
+    pub(super) compressor: Compressor,
+    pub(super) digester: Digester,
+    pub(super) has_owner_ids: bool,
+    pub(super) has_xattrs: bool,
+}
+
+impl Flags {
+    pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
+        if raw & !KNOWN_FLAGS != 0 {
+            return Err(malformed("superblock flags", at, format!("unknown bits {:#x}", raw & !KNOWN_FLAGS)));
+        }
+        if raw & TARFS_MODE != 0 {
+            return Err(RafsError::Unsupported("tarfs mode"));
+        }
+        if raw & ENCRYPTION_AES_128_XTS != 0 {
+            return Err(RafsError::Unsupported("encryption of blobs"));
+        }
+        let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
+        let compressor = match compression {
+            COMPRESSION_NONE => Compressor::None,
+            // Without any bit old images mean lz4.
+            COMPRESSION_LZ4 | 0 => Compressor::Lz4Block,
+            COMPRESSION_GZIP => Compressor::Gzip,
+            COMPRESSION_ZSTD => Compressor::Zstd,
+            _ => return Err(malformed("superblock flags", at, format!("several compressors ({compression:#x})"))),
+        };
+        let digester = match raw & (HASH_BLAKE3 | HASH_SHA256) {
+            HASH_BLAKE3 | 0 => Digester::Blake3,
+            HASH_SHA256 => Digester::Sha256,
+            _ => return Err(malformed("superblock flags", at, "several digest algorithms")),
+        };
+        Ok(Self { compressor, digester, has_owner_ids: raw & EXPLICIT_UID_GID != 0, has_xattrs: raw & HAS_XATTR != 0 })
+    }
+}
+
+/// The compressor with the number `raw` (section 1.1).
+pub(super) fn compressor(raw: u32, field: &'static str, at: u64) -> Result<Compressor, RafsError> {
+    match raw {
+        0 => Ok(Compressor::None),
+        1 => Ok(Compressor::Lz4Block),
+        2 => Ok(Compressor::Gzip),
+        3 => Ok(Compressor::Zstd),
+        _ => Err(malformed(field, at, format!("unknown compression algorithm {raw}"))),
+    }
+}
+
+/// The digest algorithm with the number `raw` (section 1.1).
+pub(super) fn digester(raw: u32, field: &'static str, at: u64) -> Result<Digester, RafsError> {
+    match raw {
+        0 => Ok(Digester::Blake3),
+        1 => Ok(Digester::Sha256),
+        _ => Err(malformed(field, at, format!("unknown digest algorithm {raw}"))),
+    }
+}
+
+/// The feature bits of a v6 blob: unknown incompatible bits are refused, unknown others dropped.
+pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
+    let unknown = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
+    if unknown != 0 {
+        return Err(malformed("blob features", at, format!("unknown bits {unknown:#x}")));
+    }
+    known_features(raw, at)
+}
+
+/// The feature bits of a v5 blob: unknown bits are dropped, as old builders left some there.
+pub(super) fn known_features(raw: u32, at: u64) -> Result<u32, RafsError> {
+    let needs_v2 = feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
+    if raw & needs_v2 != 0 && raw & feature::CHUNK_INFO_V2 == 0 {
+        return Err(malformed("blob features", at, format!("{raw:#x} lacks CHUNK_INFO_V2")));
+    }
+    if raw & feature::ALIGNED != 0 && raw & feature::TARFS != 0 {
+        return Err(malformed("blob features", at, "aligned and tarfs at once"));
+    }
+    let unsupported = [
+        (feature::TARFS, "tarfs mode"),
+        (feature::ZRAN, "ZRan (random access into gzip layers)"),
+        (feature::ENCRYPTED, "encryption of blobs"),
+        (feature::BATCH, "batching of chunks"),
+        (feature::EXTERNAL, "data in external blobs"),
+        (feature::SEPARATE, "metadata of a blob in a separate file"),
+    ];
+    for (bit, name) in unsupported {
+        if raw & bit != 0 {
+            return Err(RafsError::Unsupported(name));
+        }
+    }
+    Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
+}
+
+/// The blob id in `raw`, or `real` where the metadata has the placeholder. It becomes a file name and part of URLs, so
+/// only harmless characters are let through (section 14, rule 4).
+pub(super) fn id(raw: &[u8], real: Option<&str>, index: u32, at: u64) -> Result<String, RafsError> {
+    let id = if *raw == PLACEHOLDER_ID { real.ok_or(RafsError::PlaceholderBlobId { index })?.as_bytes() } else { raw };
+    let is_harmless = id.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'));
+    if id.is_empty() || id.len() > limits::MAX_BLOB_ID_BYTES || !is_harmless || id.starts_with(b".") {
+        let shown = String::from_utf8_lossy(id.get(..80).unwrap_or(id)).into_owned();
+        return Err(malformed("blob id", at, format!("{shown:?} cannot be a file name and part of a URL")));
+    }
+    Ok(id.iter().map(|&byte| char::from(byte)).collect())
+}
+
+/// Refuses two blobs with one id: they would share one cache file.
+pub(super) fn check_unique(blobs: &[BlobFacts], table_at: u64) -> Result<(), RafsError> {
+    let mut ids: Vec<&str> = blobs.iter().map(|blob| blob.id.as_str()).collect();
+    ids.sort_unstable();
+    for pair in ids.windows(2) {
+        if let [first, second] = pair
+            && first == second
+        {
+            return Err(malformed("blob id", table_at, format!("{first} stands twice in the blob table")));
+        }
+    }
+    Ok(())
+}
+
+/// Checks a chunk size: a power of two from 4 KiB to 16 MiB (section 14, rule 3).
+pub(super) fn chunk_bytes(raw: u32, at: u64) -> Result<u32, RafsError> {
+    if raw.is_power_of_two() && (limits::MIN_CHUNK_BYTES..=limits::MAX_CHUNK_BYTES).contains(&raw) {
+        return Ok(raw);
+    }
+    Err(malformed("chunk size", at, format!("{raw} is no power of two from 4096 to 16 MiB")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_that_could_leave_the_directory_is_refused() {
+        for bad in [&b""[..], b"..", b".hidden", b"a/b", b"a\0b", b"a b", b"\xc3\xa4", &[b'a'; 256], b"a?b"] {
+            assert!(matches!(id(bad, None, 0, 0), Err(RafsError::Malformed { .. })), "{bad:?}");
+        }
+        assert_eq!(id(b"0aZ._-", None, 0, 0).unwrap(), "0aZ._-");
+    }
+
+    #[test]
+    fn placeholder_id_is_replaced_or_asked_for() {
+        assert_eq!(id(&PLACEHOLDER_ID, Some("real"), 3, 0).unwrap(), "real");
+        assert!(matches!(id(&PLACEHOLDER_ID, None, 3, 0), Err(RafsError::PlaceholderBlobId { index: 3 })));
+        assert!(id(&PLACEHOLDER_ID, Some("../x"), 3, 0).is_err(), "the real id is checked too");
+    }
+
+    #[test]
+    fn flags_unknown_or_contradictory_are_refused() {
+        for bad in [0x400, 0x10_0000, 1 << 40, COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
+            assert!(matches!(Flags::parse(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+        }
+        let old = Flags::parse(0, 0).unwrap();
+        assert_eq!((old.compressor, old.digester), (Compressor::Lz4Block, Digester::Blake3));
+        let reserved = Flags::parse(0x8500_0000 | COMPRESSION_ZSTD | HASH_SHA256 | EXPLICIT_UID_GID, 0).unwrap();
+        assert!(reserved.has_owner_ids && !reserved.has_xattrs);
+        assert!(matches!(Flags::parse(TARFS_MODE, 0), Err(RafsError::Unsupported(name)) if name.contains("tarfs")));
+    }
+
+    #[test]
+    fn features_unknown_contradictory_and_unsupported_are_told_apart() {
+        assert!(matches!(features(0x1000, 0), Err(RafsError::Malformed { .. })));
+        assert_eq!(known_features(0x1001, 0).unwrap(), feature::ALIGNED);
+        assert_eq!(features(0x0100_0001, 0).unwrap(), feature::ALIGNED);
+        assert!(matches!(features(feature::BATCH, 0), Err(RafsError::Malformed { .. })));
+        let cases = [(feature::BATCH, "batch"), (feature::ZRAN, "ZRan"), (feature::ENCRYPTED, "encrypt")];
+        for (bit, word) in cases {
+            let outcome = features(bit | feature::CHUNK_INFO_V2, 0);
+            assert!(matches!(outcome, Err(RafsError::Unsupported(name)) if name.contains(word)), "{word}");
+        }
+    }
+}

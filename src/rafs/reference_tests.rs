@@ -1,0 +1,361 @@
+//! The reader against images made by upstream's tools, path by path.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use sha2::Digest as _;
+use smallvec::SmallVec;
+
+use super::RafsError;
+use super::detect::Content;
+use super::detect::detect;
+use super::facts::Compressor;
+use super::facts::Piece;
+use super::facts::feature;
+use super::image::Image;
+use super::image::OpenOptions;
+use super::image::Version;
+use super::inode::InodeFacts;
+use super::inode::Kind;
+use super::meta;
+use super::meta::BlobMeta;
+use super::seek::Whence;
+use crate::sys::view::View;
+use crate::testing::manifest;
+use crate::testing::manifest::Entry;
+
+/// Folders whose images are refused, and a word of the feature that the refusal names.
+const UNSUPPORTED: [(&str, &str); 5] = [
+    ("v6-batch", "batch"),
+    ("v6-encrypted", "encryption"),
+    ("v6-tarfs", "tarfs"),
+    ("v6-zran", "ZRan"),
+    ("v6-zran-inline-toc", "ZRan"),
+];
+
+pub(super) const SUPPORTED: [&str; 20] = [
+    "v5-big",
+    "v5-inline",
+    "v5-lz4-blake3",
+    "v5-none-aligned",
+    "v5-prefetch-blob",
+    "v5-prefetch-fs",
+    "v5-two-layers",
+    "v5-zstd-sha256-4k",
+    "v6-big",
+    "v6-chunkdict",
+    "v6-inline",
+    "v6-inline-toc",
+    "v6-lz4-blake3",
+    "v6-merged",
+    "v6-none-sha256",
+    "v6-prefetch-fs",
+    "v6-repeatable",
+    "v6-toc",
+    "v6-two-layers",
+    "v6-zstd-4k",
+];
+
+fn map(path: &Path) -> View {
+    let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    View::map_file(file.as_fd(), file.metadata().unwrap().len()).unwrap()
+}
+
+/// The plain bootstrap of a reference image, and the id of the blob it was inlined in.
+pub(super) fn bootstrap(folder: &Path) -> (View, Option<String>) {
+    let plain = folder.join("bootstrap");
+    if plain.exists() {
+        let view = map(&plain);
+        assert!(matches!(detect(&view).unwrap(), Content::Bootstrap(_)), "{}", folder.display());
+        return (view, None);
+    }
+    // ZRan keeps the layer there too: the blob with the metadata is the one that has some.
+    let blobs = std::fs::read_dir(folder.join("blobs")).unwrap().map(|blob| blob.unwrap());
+    let found = blobs.filter_map(|blob| {
+        let view = map(&blob.path());
+        match detect(&view).unwrap() {
+            Content::Inside(section) => Some((blob.file_name().into_string().unwrap(), view, section)),
+            _ => None,
+        }
+    });
+    let found: Vec<_> = found.collect();
+    let [(id, view, section)] = found.as_slice() else { panic!("{}: no inlined metadata", folder.display()) };
+    let stored = view.vec_at(section.offset, section.compressed_bytes).unwrap();
+    let content = match section.compressor {
+        Compressor::Zstd => zstd::bulk::decompress(&stored, section.uncompressed_bytes as usize).unwrap(),
+        _ => stored,
+    };
+    assert_eq!(content.len() as u64, section.uncompressed_bytes);
+    if let Some(expected) = section.sha256 {
+        assert_eq!(<[u8; 32]>::from(sha2::Sha256::digest(&content)), expected);
+    }
+    (View::from_bytes(content), Some(id.clone()))
+}
+
+fn open(folder: &Path) -> Result<Image, RafsError> {
+    let (view, placeholder_id) = bootstrap(folder);
+    Image::open(view, &OpenOptions { placeholder_id })
+}
+
+/// Every path below `dir`, `dir` included, by listing.
+fn list(image: &Image, path: &[u8], dir: &InodeFacts, parent: u32, found: &mut BTreeMap<Vec<u8>, u32>) {
+    let mut entries = image.entries(dir, 0).unwrap();
+    let mut rows: Vec<(Vec<u8>, u32, u8, u64)> = Vec::new();
+    while let Some(entry) = entries.next() {
+        let entry = entry.unwrap();
+        assert_ne!(entry.next, 0);
+        rows.push((entry.name.to_vec(), entry.ino, entry.kind, entry.next));
+    }
+    for (number, (name, ino, kind, next)) in rows.iter().enumerate() {
+        let mut rest = image.entries(dir, *next).unwrap();
+        match rows.get(number + 1) {
+            Some(following) => {
+                let entry = rest.next().unwrap().unwrap();
+                assert_eq!(
+                    (entry.name, entry.ino, entry.kind, entry.next),
+                    (following.0.as_slice(), following.1, following.2, following.3)
+                );
+            }
+            None => assert!(rest.next().is_none()),
+        }
+        assert_eq!(image.lookup(dir, name).unwrap(), Some(*ino), "{}", String::from_utf8_lossy(name));
+        let mut longer = name.clone();
+        longer.push(b'!');
+        assert_eq!(image.lookup(dir, &longer).unwrap(), None);
+        match name.as_slice() {
+            b"." => assert_eq!((*ino, *kind), (dir.ino, 4)),
+            b".." => assert_eq!((*ino, *kind), (parent, 4)),
+            name => {
+                let child = image.inode(*ino).unwrap();
+                assert_eq!(child.kind.dirent_type(), *kind);
+                let mut child_path = path.to_vec();
+                child_path.push(b'/');
+                child_path.extend_from_slice(name);
+                found.insert(child_path.clone(), *ino);
+                if child.kind == Kind::Directory {
+                    list(image, &child_path, &child, dir.ino, found);
+                }
+            }
+        }
+    }
+    for name in [&b"."[..], b".."] {
+        assert_eq!(rows.iter().filter(|row| row.0 == name).count(), 1);
+    }
+    assert_eq!(image.lookup(dir, b"no such name").unwrap(), None);
+    assert_eq!(image.lookup(dir, b"").unwrap(), None);
+    assert_eq!(image.lookup(dir, &[0xff; 255]).unwrap(), None);
+}
+
+fn kind_of(letter: u8) -> Kind {
+    match letter {
+        b'f' => Kind::Regular,
+        b'd' => Kind::Directory,
+        b'l' => Kind::Symlink,
+        b'c' => Kind::CharDevice,
+        b'b' => Kind::BlockDevice,
+        b'p' => Kind::Fifo,
+        b's' => Kind::Socket,
+        other => panic!("kind {other}"),
+    }
+}
+
+fn compare(image: &Image, ino: u32, entry: &Entry, name: &str) {
+    let name = format!("{name}: {}", String::from_utf8_lossy(&entry.path));
+    let facts = image.inode(ino).unwrap();
+    assert_eq!(facts.ino, ino, "{name}");
+    assert_eq!(facts.kind, kind_of(entry.kind), "{name}");
+    assert_eq!(facts.mode & 0o7777, entry.mode, "{name}");
+    assert_eq!((facts.uid, facts.gid, facts.nlink), (entry.uid, entry.gid, entry.nlink), "{name}");
+    if let Some(size) = entry.size {
+        assert_eq!(facts.size, size, "{name}");
+    }
+    if let Some(mtime) = entry.mtime {
+        assert_eq!((facts.mtime, facts.mtime_ns), mtime, "{name}");
+    }
+    let rdev = entry.rdev.map_or(0, |(major, minor)| minor & 0xff | major << 8 | (minor & !0xff) << 12);
+    assert_eq!(facts.rdev, rdev, "{name}");
+    match &entry.target {
+        Some(target) => assert_eq!(image.symlink(&facts).unwrap(), *target, "{name}"),
+        None => assert!(matches!(image.symlink(&facts), Err(RafsError::NotSymlink)), "{name}"),
+    }
+    let mut names: Vec<Vec<u8>> = Vec::new();
+    for xattr in image.xattr_names(&facts).unwrap().split_inclusive(|&byte| byte == 0) {
+        names.push(xattr[..xattr.len() - 1].to_vec());
+    }
+    names.sort();
+    assert_eq!(names, entry.xattrs.keys().cloned().collect::<Vec<_>>(), "{name}");
+    for (xattr, value) in &entry.xattrs {
+        assert_eq!(image.xattr(&facts, xattr).unwrap().as_ref(), Some(value), "{name}");
+    }
+    assert_eq!(image.xattr(&facts, b"user.none").unwrap(), None, "{name}");
+    match facts.kind {
+        Kind::Regular => compare_plan(image, &facts, &name),
+        _ => {
+            let outcome = image.plan(&facts, 0..1, &mut SmallVec::new());
+            assert!(matches!(outcome, Err(RafsError::NotRegular)), "{name}");
+        }
+    }
+}
+
+/// The pieces of a file cover it without gaps, and agree with what the index says of their chunks.
+fn compare_plan(image: &Image, facts: &InodeFacts, name: &str) {
+    let mut whole: SmallVec<[Piece; 8]> = SmallVec::new();
+    image.plan(facts, 0..u64::MAX, &mut whole).unwrap();
+    assert_eq!(whole.iter().map(|piece| u64::from(piece.len)).sum::<u64>(), facts.size, "{name}");
+    let index = image.chunk_index().unwrap();
+    for piece in &whole {
+        let digest = index.digest(piece.blob, piece.chunk).unwrap();
+        assert!(digest.is_some(), "{name}: no digest of blob {} chunk {}", piece.blob, piece.chunk);
+        let chunk = index.chunk(piece.blob, piece.chunk).unwrap();
+        assert_eq!(chunk.is_some(), image.version() == Version::V5);
+        if let Some(chunk) = chunk {
+            assert_eq!((chunk.uncompressed_offset, chunk.uncompressed_bytes), (piece.offset, piece.len), "{name}");
+            assert_eq!(chunk.digest, digest);
+        }
+    }
+    let middle = facts.size / 2;
+    let mut part: SmallVec<[Piece; 8]> = SmallVec::new();
+    image.plan(facts, middle..facts.size + 7, &mut part).unwrap();
+    assert_eq!(part.iter().map(|piece| u64::from(piece.len)).sum::<u64>(), facts.size - middle, "{name}");
+    let mut none: SmallVec<[Piece; 8]> = SmallVec::new();
+    image.plan(facts, facts.size..facts.size + 1, &mut none).unwrap();
+    assert!(none.is_empty(), "{name}");
+    assert_eq!(image.seek(facts, facts.size, Whence::Data).unwrap(), None, "{name}");
+}
+
+#[test]
+fn every_path_of_the_reference_images_matches_its_manifest() {
+    let Some(images) = manifest::reference_images() else { return };
+    for name in SUPPORTED {
+        let folder = images.join(name);
+        let image = open(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(image.version(), if name.starts_with("v5") { Version::V5 } else { Version::V6 }, "{name}");
+        assert_eq!(image.has_owner_ids(), name != "v6-repeatable", "{name}");
+        let root = image.inode(image.root()).unwrap();
+        let mut found = BTreeMap::from([(b"/".to_vec(), image.root())]);
+        list(&image, b"", &root, image.root(), &mut found);
+        let entries = manifest::read(&folder);
+        let expected: Vec<&[u8]> = entries.iter().map(|entry| entry.path.as_slice()).collect();
+        assert_eq!(found.keys().map(Vec::as_slice).collect::<Vec<_>>(), {
+            let mut sorted = expected.clone();
+            sorted.sort();
+            sorted
+        });
+        let mut names_of: BTreeMap<u32, u32> = BTreeMap::new();
+        for entry in &entries {
+            compare(&image, found[&entry.path], entry, name);
+            *names_of.entry(found[&entry.path]).or_default() += 1;
+        }
+        for entry in entries.iter().filter(|entry| entry.kind != b'd') {
+            assert_eq!(names_of[&found[&entry.path]], entry.nlink, "{name}: names of {:?}", entry.path);
+        }
+        image.verify_tree().unwrap_or_else(|error| panic!("{name}: {error}"));
+        let totals = image.totals();
+        assert!(totals.inodes > 0 && totals.inodes <= entries.len() as u64, "{name}: {totals:?}");
+    }
+}
+
+#[test]
+fn features_not_built_are_named_when_an_image_is_opened() {
+    let Some(images) = manifest::reference_images() else { return };
+    for (name, word) in UNSUPPORTED {
+        let outcome = open(&images.join(name)).err();
+        assert!(
+            matches!(outcome, Some(RafsError::Unsupported(feature)) if feature.contains(word)),
+            "{name}: {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn inlined_metadata_without_the_blob_id_is_refused() {
+    let Some(images) = manifest::reference_images() else { return };
+    for name in ["v5-inline", "v6-inline", "v6-inline-toc"] {
+        let (view, id) = bootstrap(&images.join(name));
+        let outcome = Image::open(view.clone(), &OpenOptions { placeholder_id: None }).err();
+        assert!(matches!(outcome, Some(RafsError::PlaceholderBlobId { index: 0 })), "{name}: {outcome:?}");
+        let image = Image::open(view, &OpenOptions { placeholder_id: id.clone() }).unwrap();
+        assert_eq!(image.blobs()[0].id, id.unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn prefetch_tables_lead_to_the_paths_they_were_made_for() {
+    let Some(images) = manifest::reference_images() else { return };
+    for name in SUPPORTED {
+        let image = open(&images.join(name)).unwrap();
+        let prefetch = image.prefetch().unwrap();
+        assert_eq!(prefetch.len(), if name.ends_with("prefetch-fs") { 3 } else { 0 }, "{name}");
+        for ino in prefetch {
+            image.inode(ino).unwrap();
+        }
+        assert_eq!(image.blobs()[0].prefetch_bytes, if name == "v5-prefetch-blob" { 44198 } else { 0 }, "{name}");
+    }
+}
+
+#[test]
+fn blob_meta_left_by_upstream_agrees_with_the_bootstrap() {
+    let Some(images) = manifest::reference_images() else { return };
+    for (name, cache) in [("v6-lz4-blake3", "cache-partial"), ("v6-zstd-4k", "cache")] {
+        let folder = images.join(name);
+        let image = open(&folder).unwrap();
+        let blob = &image.blobs()[0];
+        let view = map(&folder.join(cache).join(format!("{}.blob.meta", blob.id)));
+        assert_eq!(view.len(), meta::cache_bytes(blob).unwrap());
+        let opened = BlobMeta::open(view.clone(), blob).unwrap();
+        assert_eq!(opened.count(), blob.chunk_count);
+        assert_eq!(blob.features & feature::CHUNK_INFO_V2, 0);
+
+        // The header in the blob is the same, behind the compressed array.
+        let stored = meta::stored_range(blob).unwrap();
+        let blob_file = map(&folder.join("blobs").join(&blob.id));
+        assert_eq!(blob_file.len(), stored.end);
+        let header = blob_file.vec_at(stored.end - meta::META_HEADER_BYTES, meta::META_HEADER_BYTES).unwrap();
+        meta::check_header(&header, blob).unwrap();
+
+        // Each piece of each file lies where the array says, and the bytes there have the digest of the bootstrap.
+        let data = map(&folder.join(cache).join(format!("{}.blob.data", blob.id)));
+        let index = image.chunk_index().unwrap();
+        assert!(!index.is_empty() && index.len() <= blob.chunk_count as usize);
+        for chunk in 0..blob.chunk_count {
+            let facts = opened.chunk(chunk).unwrap();
+            let Some(digest) = index.digest(0, chunk).unwrap() else { continue };
+            let bytes = data.vec_at(facts.uncompressed_offset, facts.uncompressed_bytes.into()).unwrap();
+            if cache == "cache" {
+                assert_eq!(*blake3::hash(&bytes).as_bytes(), digest, "{name} chunk {chunk}");
+            }
+        }
+    }
+}
+
+#[test]
+fn chunk_facts_of_v5_find_the_stored_bytes() {
+    let Some(images) = manifest::reference_images() else { return };
+    let folder = images.join("v5-none-aligned");
+    let image = open(&folder).unwrap();
+    let blob = &image.blobs()[0];
+    let stored = map(&folder.join("blobs").join(&blob.id));
+    assert_eq!(stored.len(), blob.data_bytes);
+    let index = image.chunk_index().unwrap();
+    assert_eq!(index.len(), blob.chunk_count as usize);
+    for chunk in 0..blob.chunk_count {
+        let facts = index.chunk(0, chunk).unwrap().unwrap();
+        let bytes = stored.vec_at(facts.compressed_offset, facts.compressed_bytes.into()).unwrap();
+        assert_eq!(Some(*blake3::hash(&bytes).as_bytes()), facts.digest, "chunk {chunk}");
+        if let Some(crc) = facts.crc32c {
+            assert_eq!(crc32c::crc32c(&bytes), crc, "chunk {chunk}");
+        }
+    }
+}
+
+#[test]
+fn walk_finds_no_fault_in_the_reference_images() {
+    let Some(images) = manifest::reference_images() else { return };
+    for name in SUPPORTED {
+        let image = open(&images.join(name)).unwrap();
+        let seen = super::check::walk(&image).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let entries = manifest::read(&images.join(name));
+        assert_eq!(seen.paths, entries.len() as u64, "{name}");
+    }
+}

@@ -1,0 +1,221 @@
+//! RAFS v6 (format, section 4): an EROFS image with one extra device per blob. Superblocks and tables.
+
+pub(super) mod chunks;
+pub(super) mod dir;
+pub(super) mod inode;
+mod tables;
+pub(super) mod xattr;
+
+use std::sync::Arc;
+
+use zerocopy::FromBytes;
+use zerocopy::Immutable;
+use zerocopy::IntoBytes;
+use zerocopy::KnownLayout;
+use zerocopy::Unaligned;
+use zerocopy::little_endian::U16;
+use zerocopy::little_endian::U32;
+use zerocopy::little_endian::U64;
+
+use super::RafsError;
+use super::blob;
+use super::blob::Flags;
+use super::check_disjoint;
+use super::chunks::RECORD_BYTES;
+use super::facts::BlobFacts;
+use super::image::OpenOptions;
+use super::inode::Kind;
+use super::malformed;
+use super::part;
+use crate::sys::view::View;
+
+/// Where the EROFS superblock is.
+pub(super) const SUPERBLOCK: u64 = 1024;
+/// Its magic number.
+pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
+/// The compatible feature that tells RAFS from plain EROFS.
+pub(super) const RAFS_FEATURE: u32 = 0x4000_0000;
+/// Where the compatible features are.
+pub(super) const FEATURES: u64 = SUPERBLOCK + 8;
+
+/// Block size; the 512 bytes of tarfs are refused when an image is opened.
+pub(super) const BLOCK_BYTES: u64 = 4096;
+const BLOCK_BITS: u8 = 12;
+
+/// Unit of a nid.
+const NID_BYTES: u64 = 32;
+
+const EXTENDED_SUPERBLOCK: u64 = 1152;
+const DEVICE_TABLE: u64 = 1408;
+/// The device table's place in units of 128 bytes.
+const DEVICE_TABLE_SLOT: u16 = 11;
+/// Chunked files and a device table.
+const INCOMPATIBLE_FEATURES: u32 = 0xc;
+/// Block size bits of tarfs.
+const TARFS_BLOCK_BITS: u8 = 9;
+
+/// The EROFS superblock as stored (section 4.2).
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawSuperblock {
+    magic: U32,
+    checksum: U32,
+    compatible: U32,
+    block_bits: u8,
+    extension_slots: u8,
+    root_nid: U16,
+    inodes: U64,
+    build_time: U64,
+    build_time_ns: U32,
+    blocks: U32,
+    meta_block: U32,
+    xattr_block: U32,
+    uuid: [u8; 16],
+    volume: [u8; 16],
+    incompatible: U32,
+    union: U16,
+    devices: U16,
+    device_slot: U16,
+    reserved: [u8; 38],
+}
+
+/// The extended superblock as stored (section 4.3), without its reserved end.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct RawExtended {
+    flags: U64,
+    blob_table: U64,
+    blob_table_bytes: U32,
+    chunk_bytes: U32,
+    chunk_table: U64,
+    chunk_table_bytes: U64,
+    prefetch_table: U64,
+    prefetch_bytes: U32,
+    padding: U32,
+}
+
+/// An opened v6 image.
+#[derive(Debug)]
+pub(super) struct V6 {
+    pub(super) view: View,
+    pub(super) blobs: Arc<[BlobFacts]>,
+    pub(super) flags: Flags,
+    pub(super) chunk_bytes: u32,
+    /// Inodes as the superblock counts them: paths.
+    pub(super) inodes: u64,
+    pub(super) root: u32,
+    /// Offset of nid 0.
+    meta: u64,
+    chunk_table: u64,
+    chunk_records: u64,
+    prefetch_table: u64,
+    prefetch_entries: u32,
+}
+
+impl V6 {
+    /// Checks superblocks and tables (sections 4.2 to 4.5; 14, rules 1 to 4 and 16).
+    pub(super) fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
+        let raw: RawSuperblock = view.record_at(SUPERBLOCK)?;
+        let extended: RawExtended = view.record_at(EXTENDED_SUPERBLOCK)?;
+        // The flags come first: they name what is not served, the rest would only look malformed.
+        let flags = Flags::parse(extended.flags.get(), EXTENDED_SUPERBLOCK)?;
+        check_superblock(&raw)?;
+        let chunk_bytes = blob::chunk_bytes(extended.chunk_bytes.get(), EXTENDED_SUPERBLOCK.saturating_add(20))?;
+        check_tables(&raw, &extended, view.len())?;
+        let blobs = tables::read(&view, &extended, raw.devices.get(), options)?;
+        let image = Self {
+            blobs: blobs.into(),
+            flags,
+            chunk_bytes,
+            inodes: raw.inodes.get(),
+            root: raw.root_nid.get().into(),
+            meta: u64::from(raw.meta_block.get()).saturating_mul(BLOCK_BYTES),
+            chunk_table: extended.chunk_table.get(),
+            chunk_records: extended.chunk_table_bytes.get() / RECORD_BYTES,
+            prefetch_table: extended.prefetch_table.get(),
+            prefetch_entries: extended.prefetch_bytes.get() / 4,
+            view,
+        };
+        let root = image.inode(image.root)?;
+        if root.kind != Kind::Directory {
+            return Err(malformed("root nid", SUPERBLOCK.saturating_add(14), "the root is not a directory"));
+        }
+        Ok(image)
+    }
+
+    /// The prefetch table (section 4.11).
+    pub(super) fn prefetch(&self) -> Result<Vec<u32>, RafsError> {
+        let mut inodes = Vec::new();
+        for number in 0..self.prefetch_entries {
+            let at = self.prefetch_table.saturating_add(u64::from(number).saturating_mul(4));
+            let nid = self.view.u32_at(at)?;
+            if nid == 0 || self.inode_offset(nid)? >= self.view.len() {
+                return Err(malformed("prefetch table", at, format!("nid {nid} is out of range")));
+            }
+            inodes.push(nid);
+        }
+        Ok(inodes)
+    }
+
+    /// Where the inode `nid` starts.
+    #[inline]
+    fn inode_offset(&self, nid: u32) -> Result<u64, RafsError> {
+        if nid == 0 {
+            return Err(malformed("nid", self.meta, "0 is no inode"));
+        }
+        // 32 bits of blocks and 32 bits of nids: no overflow.
+        Ok(self.meta.saturating_add(u64::from(nid).saturating_mul(NID_BYTES)))
+    }
+}
+
+/// Section 14, rule 16. Times, uuid, name and block count have no effect and are not looked at.
+fn check_superblock(raw: &RawSuperblock) -> Result<(), RafsError> {
+    let rows: [(&'static str, u64, u64, u64); 9] = [
+        ("EROFS magic", 0, raw.magic.get().into(), MAGIC.into()),
+        ("checksum", 4, raw.checksum.get().into(), 0),
+        ("feature_compat", 8, raw.compatible.get().into(), RAFS_FEATURE.into()),
+        ("extension slots", 13, raw.extension_slots.into(), 0),
+        ("xattr_blkaddr", 44, raw.xattr_block.get().into(), 0),
+        ("feature_incompat", 80, raw.incompatible.get().into(), INCOMPATIBLE_FEATURES.into()),
+        ("union", 84, raw.union.get().into(), 0),
+        ("device table slot", 88, raw.device_slot.get().into(), DEVICE_TABLE_SLOT.into()),
+        ("block size bits", 12, raw.block_bits.into(), BLOCK_BITS.into()),
+    ];
+    if raw.block_bits == TARFS_BLOCK_BITS {
+        return Err(RafsError::Unsupported("tarfs mode"));
+    }
+    for (field, offset, found, expected) in rows {
+        if found != expected {
+            return Err(malformed(
+                field,
+                SUPERBLOCK.saturating_add(offset),
+                format!("{found:#x} instead of {expected:#x}"),
+            ));
+        }
+    }
+    if raw.inodes.get() == 0 {
+        return Err(malformed("inode count", SUPERBLOCK.saturating_add(16), "is 0"));
+    }
+    Ok(())
+}
+
+/// Checks that the tables are inside the file and disjoint (section 14, rule 1).
+fn check_tables(raw: &RawSuperblock, extended: &RawExtended, file_bytes: u64) -> Result<(), RafsError> {
+    let devices_end = DEVICE_TABLE.saturating_add(u64::from(raw.devices.get()).saturating_mul(tables::DEVICE_BYTES));
+    let mut parts = vec![("superblock and device table", part("device table", 0, devices_end, file_bytes)?)];
+    let tables = [
+        ("blob table", extended.blob_table.get(), u64::from(extended.blob_table_bytes.get()), tables::BLOB_BYTES),
+        ("chunk table", extended.chunk_table.get(), extended.chunk_table_bytes.get(), RECORD_BYTES),
+        ("prefetch table", extended.prefetch_table.get(), extended.prefetch_bytes.get().into(), 4),
+    ];
+    for (name, start, bytes, each) in tables {
+        if bytes == 0 {
+            continue;
+        }
+        if !bytes.is_multiple_of(each) {
+            return Err(malformed(name, start, format!("{bytes} bytes are no multiple of {each}")));
+        }
+        parts.push((name, part(name, start, bytes, file_bytes)?));
+    }
+    check_disjoint(&mut parts)
+}
