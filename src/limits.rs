@@ -98,6 +98,54 @@ pub const DEMAND_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of compressed and decoded data that fetches may hold at once; more wait for their turn.
 pub const IN_FLIGHT_BYTES: usize = 256 << 20;
 
+/// Longest wait for storage threads at the end; one that hangs in the kernel (a dead disk) is left behind.
+pub const POOL_PATIENCE: Duration = Duration::from_millis(200);
+
+/// Longest wait for the data of all caches to reach the disk at a clean end. What is late is only verified again by the
+/// next boot, so it must not endanger [`SHUTDOWN`].
+pub const SYNC_PATIENCE: Duration = Duration::from_millis(300);
+
+/// How often new cache data is flushed in the background, so that it is trusted after a power cut; and how often open
+/// cache files are compared with their paths.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How often deadlines of parked reads are looked at: a tenth of the shortest deadline that can be configured (1 s).
+pub const SWEEP_INTERVAL: Duration = Duration::from_millis(100);
+
+/// First and longest pause before a chunk that another process fetches is looked at again.
+pub const FOREIGN_PAUSE: std::ops::Range<Duration> = Duration::from_millis(1)..Duration::from_millis(20);
+
+/// First and longest pause between attempts at a backend that fails for the moment; doubled each time, with jitter.
+pub const RETRY_PAUSE: std::ops::Range<Duration> = Duration::from_millis(50)..Duration::from_secs(5);
+
+/// Immediate extra attempts at a chunk whose bytes were wrong: a torn transfer is repaired, a wrong blob is not asked
+/// for again and again.
+pub const DAMAGE_RETRIES: u32 = 1;
+
+/// Longest wait for another process that opens the same cache files; opening takes it some milliseconds.
+pub const CACHE_OPEN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// One warning per blob in this time when its cache cannot be written or its reads fail.
+pub const STORAGE_WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Stored bytes of one merged request when amplification is smaller: what one guest request can ask for.
+pub const MERGED_FETCH_BYTES: u64 = 1 << 20;
+
+/// A gap between wanted chunks is read through when it is at most the request's bytes shifted by this, as upstream.
+pub const GAP_SHIFT: u32 = 7;
+
+/// A ready chunk up to this size is probed for being in the page cache on the caller's thread (some 50 us of copying);
+/// larger ones go to the pool.
+pub const PROBE_BYTES: u32 = 1 << 20;
+
+/// Bytes of the buffer for probing and touching cache files, one per thread.
+pub const TOUCH_BUFFER_BYTES: usize = 64 << 10;
+
+/// Largest chunk information array that is fetched: 2^24 entries of 24 bytes (format, section 14, rule 21).
+pub const MAX_META_BYTES: u64 = (1 << 24) * 24;
+
+/// Largest uncompressed blob whose chunks are not aligned: chunk positions are packed into 38 bits.
+pub const MAX_UNALIGNED_BLOB_BYTES: u64 = 1 << 38;
 /// Blobs of one image: v6 has 8-bit device numbers, the v5 builder stops at 256.
 pub const MAX_BLOBS: usize = 256;
 
@@ -128,6 +176,7 @@ pub const MAX_BACKGROUND: u16 = u16::MAX;
 
 /// What a guest can trigger at will (malformed requests, new sessions) is logged once per this time and kind.
 pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Paths that the builder takes: each needs an inode of 64 bytes, so no more fit into [`MAX_BOOTSTRAP_BYTES`].
 pub const MAX_PATHS: u32 = 1 << 25;
 
@@ -136,3 +185,25 @@ pub const MAX_BLOB_COMPRESSED_BYTES: u64 = 1 << 40;
 
 /// Data of one v6 blob when uncompressed: its offsets have 32 bits in units of 4096 bytes.
 pub const MAX_BLOB_UNCOMPRESSED_BYTES: u64 = 1 << 44;
+/// Open files wished for when `--rlimit-nofile` is not given, as upstream.
+pub const DEFAULT_OPEN_FILES: u64 = 1_000_000;
+
+/// Open files left to the rest of the machine: never more than `fs.file-max` less this, as upstream.
+pub const SPARED_OPEN_FILES: u64 = 16384;
+
+/// Bytes of a mount tag: the field of the device's configuration space (virtio 1.3, 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+
+/// Lines of one call site in the log per [`LOG_WINDOW`]: what a guest or a server can trigger without end must not
+/// fill the disk of the host.
+pub const LOG_BURST: u32 = 50;
+
+/// See [`LOG_BURST`].
+pub const LOG_WINDOW: Duration = Duration::from_secs(60);
+
+/// Log files that are kept beside the current one, as upstream.
+pub const KEPT_LOG_FILES: usize = 10;
+
+/// How long an ordered shutdown may take before the process ends anyway; the rest of [`SHUTDOWN`] is for the kernel
+/// to take it apart.
+pub const ORDERED_SHUTDOWN: Duration = Duration::from_millis(700);

@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod blob;
+pub mod check;
 pub mod chunks;
 pub mod detect;
 pub mod entries;
@@ -14,10 +15,15 @@ pub mod facts;
 pub mod image;
 pub mod inode;
 pub mod meta;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod reference_tests;
 pub mod seek;
 mod tar;
+#[cfg(test)]
+mod test_images;
+#[cfg(test)]
+mod tests;
 pub mod toc;
 mod v5;
 mod v6;

@@ -3,8 +3,13 @@
 //! Knows nothing of images, FUSE or virtio rings. Everything here is either a safe type over an unsafe thing, or a
 //! fact about the machine. No reference into a file map leaves this room: [`view::View`] copies out.
 
+pub mod bitmap;
 pub mod guard;
+pub mod guest;
+pub mod handover;
+pub mod inherited;
 pub mod lock;
 pub mod machine;
+pub mod signals;
 pub mod sink;
 pub mod view;

@@ -1,3 +1,5 @@
 //! The daemon driven by the fake guest: everything between a vhost-user socket and the bytes of an image.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail at any step")]
+
 mod peer;

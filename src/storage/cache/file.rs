@@ -1,0 +1,174 @@
+//! How files of the cache directory are opened: never through a symlink, never anything but a regular file.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rustix::fs::AtFlags;
+use rustix::fs::FileType;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::fs::StatxFlags;
+use rustix::io::Errno;
+
+use super::CacheError;
+
+/// Mode of new cache files.
+const PRIVATE: Mode = Mode::from_raw_mode(0o600);
+
+/// An open cache directory.
+#[derive(Debug)]
+pub struct Directory {
+    handle: OwnedFd,
+    path: PathBuf,
+}
+
+/// What tells one file from another that later has the same name, even with a reused inode number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// Inode number.
+    pub inode: u64,
+    /// Time of birth in nanoseconds, where the file system knows it, else 0.
+    pub born_ns: u64,
+}
+
+/// An opened file and how it came about.
+#[derive(Debug)]
+pub struct Opened {
+    /// Open for reading and writing.
+    pub file: File,
+    /// Its size in bytes.
+    pub len: u64,
+    /// Whether this call made it.
+    pub is_new: bool,
+}
+
+impl Directory {
+    /// Opens `path`, making it (and what is missing above it) first if it is not there.
+    ///
+    /// # Errors
+    /// [`CacheError::File`].
+    pub fn open(path: &Path) -> Result<Self, CacheError> {
+        let failed = |source: io::Error| CacheError::File { path: path.to_owned(), source };
+        std::fs::create_dir_all(path).map_err(failed)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let handle = rustix::fs::open(path, flags, Mode::empty()).map_err(|errno| failed(errno.into()))?;
+        Ok(Self { handle, path: path.to_owned() })
+    }
+
+    /// Full path of `name`, for messages.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// An error that names `name`.
+    pub fn failed(&self, name: &str, source: impl Into<io::Error>) -> CacheError {
+        CacheError::File { path: self.path_of(name), source: source.into() }
+    }
+
+    /// Opens `name` for reading and writing; makes it, with mode 0600, if it is not there.
+    ///
+    /// # Errors
+    /// [`CacheError::NotRegular`], [`CacheError::File`].
+    pub fn open_or_create(&self, name: &str) -> Result<Opened, CacheError> {
+        for _ in 0..8 {
+            if let Some(file) = self.open_existing(name)? {
+                let len = file.metadata().map_err(|error| self.failed(name, error))?.len();
+                return Ok(Opened { file, len, is_new: false });
+            }
+            match self.open_with(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL) {
+                Ok(handle) => return Ok(Opened { file: File::from(handle), len: 0, is_new: true }),
+                // Somebody was quicker: open theirs.
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(self.failed(name, errno)),
+            }
+        }
+        Err(self.failed(name, Errno::BUSY))
+    }
+
+    /// Opens `name` for reading and writing; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`CacheError::NotRegular`], [`CacheError::File`].
+    pub fn open_existing(&self, name: &str) -> Result<Option<File>, CacheError> {
+        let handle = match self.open_with(name, OFlags::RDWR) {
+            Ok(handle) => handle,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
+                return Err(CacheError::NotRegular { path: self.path_of(name) });
+            }
+            Err(errno) => return Err(self.failed(name, errno)),
+        };
+        let stat = rustix::fs::fstat(&handle).map_err(|errno| self.failed(name, errno))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(CacheError::NotRegular { path: self.path_of(name) });
+        }
+        Ok(Some(File::from(handle)))
+    }
+
+    /// Makes a file without a name yet in the file system of the directory; [`Directory::publish`] names it.
+    ///
+    /// # Errors
+    /// [`CacheError::File`].
+    pub fn create_temporary(&self, name: &str) -> Result<File, CacheError> {
+        let _ = rustix::fs::unlinkat(&self.handle, name, AtFlags::empty());
+        let handle = self.open_with(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
+        handle.map(File::from).map_err(|errno| self.failed(name, errno))
+    }
+
+    /// Gives the temporary file `from` its final name, replacing what had it.
+    ///
+    /// # Errors
+    /// [`CacheError::File`].
+    pub fn publish(&self, from: &str, to: &str) -> Result<(), CacheError> {
+        rustix::fs::renameat(&self.handle, from, &self.handle, to).map_err(|errno| self.failed(to, errno))
+    }
+
+    /// Removes `name`; not being there is fine.
+    ///
+    /// # Errors
+    /// [`CacheError::File`].
+    pub fn remove(&self, name: &str) -> Result<(), CacheError> {
+        match rustix::fs::unlinkat(&self.handle, name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(self.failed(name, errno)),
+        }
+    }
+
+    /// Identity of the file that `name` names now; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`CacheError::File`].
+    pub fn identity_of(&self, name: &str) -> Result<Option<Identity>, CacheError> {
+        match identity(&self.handle, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(identity) => Ok(Some(identity)),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(self.failed(name, errno)),
+        }
+    }
+
+    fn open_with(&self, name: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        // NONBLOCK: a fifo or device of that name must not hold us up before we see what it is.
+        let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        rustix::fs::openat(&self.handle, name, flags, PRIVATE)
+    }
+}
+
+/// Identity of an open file.
+pub fn identity_of_open(file: &File) -> io::Result<Identity> {
+    Ok(identity(file, "", AtFlags::EMPTY_PATH)?)
+}
+
+fn identity(handle: impl AsFd, name: &str, flags: AtFlags) -> rustix::io::Result<Identity> {
+    let stat = rustix::fs::statx(handle, name, flags, StatxFlags::INO | StatxFlags::BTIME)?;
+    let born_ns = if stat.stx_mask & StatxFlags::BTIME.bits() != 0 {
+        let seconds = u64::from_ne_bytes(stat.stx_btime.tv_sec.to_ne_bytes());
+        seconds.wrapping_mul(1_000_000_000).wrapping_add(u64::from(stat.stx_btime.tv_nsec))
+    } else {
+        0
+    };
+    Ok(Identity { inode: stat.stx_ino, born_ns })
+}

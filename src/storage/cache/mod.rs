@@ -1,0 +1,85 @@
+//! `blobcache`: the files of one blob in the cache directory, and what of them may be believed.
+//!
+//! File names and the chunk map are upstream's (format, section 11), so that a directory can be taken over in both
+//! directions. Our own state is in one side file per blob ([`side`]). A [`Generation`] is one opening of all of them;
+//! when files were lost or removed under it, a new generation replaces it and the old one ends with its last user.
+//!
+//! Order of publishing a chunk: data by `pwrite`, the bit of the chunk map, the bit `trusted`, the process's own
+//! [`extents`]. A process that dies in between leaves a chunk that is missing or a hint, never a wrong one.
+//!
+//! Nothing in the directory is believed beyond its owner (format, rule 23): regular files only, no symlinks, sizes and
+//! magics checked.
+//!
+//! A file that shrinks under its map is noticed by the SIGBUS guard, and by looking at the last byte after each copy
+//! (`store::ready`): the page in which a file ends reads as zeros behind the end, without any signal.
+
+pub mod chunk_map;
+pub mod extents;
+mod file;
+pub mod generation;
+pub mod side;
+
+use std::io;
+use std::path::PathBuf;
+
+pub use file::Directory;
+pub use generation::Generation;
+
+/// Why the cache files of a blob cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    /// The system refuses an operation.
+    #[error("cache file {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A symlink, directory, device or the like.
+    #[error("cache file {} is not a regular file; remove it", path.display())]
+    NotRegular {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Longer than the blob: another blob's, or another image's idea of this one.
+    #[error("cache file {} has {actual} bytes, more than the {expected} of the blob; remove it", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        actual: u64,
+        /// The size the image states.
+        expected: u64,
+    },
+    /// The chunk map is for another number of chunks.
+    #[error("chunk map {} has {actual} bytes instead of {expected}; remove it", path.display())]
+    MapSize {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        actual: u64,
+        /// The size for the number of chunks the image states.
+        expected: u64,
+    },
+    /// The chunk map's header is not one.
+    #[error("chunk map {} does not begin with a valid header; remove it", path.display())]
+    MapMagic {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process holds the side file's setup lock for too long.
+    #[error("cache file {} is being set up by another process and does not become free", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Larger than what can be addressed.
+    #[error("blob {id} has {bytes} bytes uncompressed, more than can be cached")]
+    TooLarge {
+        /// Blob id.
+        id: String,
+        /// What the image states.
+        bytes: u64,
+    },
+}

@@ -1,0 +1,300 @@
+//! The bounded pool: about one thread per processor for decoding, verifying, completing and slow host I/O, and the
+//! timers of storage.
+//!
+//! The only place where storage spawns threads. A job may use the disk, but never waits for another job, a lock that
+//! is held over I/O, or a backend. Jobs for which a reader waits go before the others. A job that panics ends alone.
+//!
+//! Timers live in the waiting of the workers: no thread of their own, late by at most one job.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::VecDeque;
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::thread;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use super::sync::Arc;
+use super::sync::Condvar;
+use super::sync::Mutex;
+use super::sync::PoisonError;
+use super::sync::lock;
+
+/// Who waits for a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Urgency {
+    /// A reader.
+    Demand,
+    /// Nobody.
+    Background,
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+struct Timer {
+    at: Instant,
+    /// Keeps timers of one instant in order, and makes the order total.
+    serial: u64,
+    job: Job,
+}
+
+impl PartialEq for Timer {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.serial) == (other.at, other.serial)
+    }
+}
+impl Eq for Timer {}
+impl PartialOrd for Timer {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timer {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.serial).cmp(&(other.at, other.serial))
+    }
+}
+
+#[derive(Default)]
+struct Queues {
+    demand: VecDeque<Job>,
+    background: VecDeque<Job>,
+    timers: BinaryHeap<Reverse<Timer>>,
+    serial: u64,
+    closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queues: Mutex<Queues>,
+    wake: Condvar,
+}
+
+/// A fixed number of threads that work on jobs.
+pub struct Pool {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").field("threads", &lock(&self.threads).len()).finish()
+    }
+}
+
+impl Pool {
+    /// A pool of `threads` threads, at least one.
+    ///
+    /// # Errors
+    /// What the system answers when no thread can be made.
+    pub fn new(threads: usize) -> io::Result<Arc<Self>> {
+        let pool = Self { shared: Arc::new(Shared::default()), threads: Mutex::new(Vec::new()) };
+        for index in 0..threads.max(1) {
+            let shared = Arc::clone(&pool.shared);
+            let thread = thread::Builder::new().name(format!("storage-{index}")).spawn(move || work(&shared))?;
+            lock(&pool.threads).push(thread);
+        }
+        Ok(Arc::new(pool))
+    }
+
+    /// A pool with one thread per processor.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn with_processors() -> io::Result<Arc<Self>> {
+        Self::new(thread::available_parallelism().map_or(1, std::num::NonZero::get))
+    }
+
+    /// Queues `job`. Never blocks. After [`Pool::shutdown`] the job is dropped.
+    pub fn spawn(&self, urgency: Urgency, job: impl FnOnce() + Send + 'static) {
+        let job: Job = Box::new(job);
+        let refused = {
+            let mut queues = lock(&self.shared.queues);
+            match (queues.closed, urgency) {
+                (true, _) => Some(job),
+                (false, Urgency::Demand) => {
+                    queues.demand.push_back(job);
+                    None
+                }
+                (false, Urgency::Background) => {
+                    queues.background.push_back(job);
+                    None
+                }
+            }
+        };
+        // Outside the lock: dropping a job may complete reads.
+        drop(refused);
+        self.shared.wake.notify_one();
+    }
+
+    /// Runs `job` after `delay`. Never blocks. After [`Pool::shutdown`] the job is dropped.
+    pub fn after(&self, delay: Duration, job: impl FnOnce() + Send + 'static) {
+        let job: Job = Box::new(job);
+        let refused = {
+            let mut queues = lock(&self.shared.queues);
+            if queues.closed {
+                Some(job)
+            } else {
+                queues.serial = queues.serial.wrapping_add(1);
+                let serial = queues.serial;
+                queues.timers.push(Reverse(Timer { at: Instant::now() + delay, serial, job }));
+                None
+            }
+        };
+        drop(refused);
+        self.shared.wake.notify_one();
+    }
+
+    /// Drops all queued jobs and timers and lets the threads end. Waits at most `patience` for jobs under way; a thread
+    /// that hangs in the kernel is left behind.
+    pub fn shutdown(&self, patience: Duration) {
+        let dropped = {
+            let mut queues = lock(&self.shared.queues);
+            queues.closed = true;
+            let Queues { demand, background, timers, .. } = &mut *queues;
+            (std::mem::take(demand), std::mem::take(background), std::mem::take(timers))
+        };
+        // Outside the lock: dropping a job may complete reads.
+        drop(dropped);
+        self.shared.wake.notify_all();
+        let until = Instant::now() + patience;
+        let threads = std::mem::take(&mut *lock(&self.threads));
+        for thread in threads {
+            // The last owner of a pool may be one of its jobs: a thread cannot wait for itself.
+            if thread.thread().id() == thread::current().id() {
+                continue;
+            }
+            while !thread.is_finished() && Instant::now() < until {
+                thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shutdown(crate::limits::POOL_PATIENCE);
+    }
+}
+
+fn work(shared: &Shared) {
+    while let Some(job) = next(shared) {
+        if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
+            tracing::error!("a storage job panicked; the reads that waited for it are answered with an error");
+        }
+    }
+}
+
+/// The next job; `None` when the pool is closed.
+fn next(shared: &Shared) -> Option<Job> {
+    let mut queues = lock(&shared.queues);
+    loop {
+        if queues.closed {
+            return None;
+        }
+        let now = Instant::now();
+        let due = queues.timers.peek().map(|Reverse(timer)| timer.at);
+        if due.is_some_and(|at| at <= now)
+            && let Some(Reverse(timer)) = queues.timers.pop()
+        {
+            return Some(timer.job);
+        }
+        if let Some(job) = queues.demand.pop_front() {
+            return Some(job);
+        }
+        if let Some(job) = queues.background.pop_front() {
+            return Some(job);
+        }
+        queues = match due {
+            Some(at) => {
+                let waited = shared.wake.wait_timeout(queues, at.saturating_duration_since(now));
+                waited.unwrap_or_else(PoisonError::into_inner).0
+            }
+            None => shared.wake.wait(queues).unwrap_or_else(PoisonError::into_inner),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn demand_jobs_go_before_background_jobs() {
+        let pool = Pool::new(1).unwrap();
+        let (order, seen) = mpsc::channel();
+        let (release, gate) = mpsc::channel::<()>();
+        pool.spawn(Urgency::Demand, move || gate.recv_timeout(LONG).unwrap());
+        for (urgency, name) in [(Urgency::Background, "b"), (Urgency::Demand, "d")] {
+            let order = order.clone();
+            pool.spawn(urgency, move || order.send(name).unwrap());
+        }
+        release.send(()).unwrap();
+        assert_eq!([seen.recv_timeout(LONG).unwrap(), seen.recv_timeout(LONG).unwrap()], ["d", "b"]);
+    }
+
+    #[test]
+    fn timers_fire_in_order_and_not_early() {
+        let pool = Pool::new(2).unwrap();
+        let (order, seen) = mpsc::channel();
+        let begin = Instant::now();
+        for ms in [60u64, 20, 40] {
+            let order = order.clone();
+            pool.after(Duration::from_millis(ms), move || order.send((ms, begin.elapsed())).unwrap());
+        }
+        for ms in [20, 40, 60] {
+            let (fired, at) = seen.recv_timeout(LONG).unwrap();
+            assert_eq!(fired, ms);
+            assert!(at >= Duration::from_millis(ms));
+        }
+    }
+
+    #[test]
+    fn panic_in_a_job_leaves_the_thread_alive() {
+        let pool = Pool::new(1).unwrap();
+        pool.spawn(Urgency::Demand, || panic!("on purpose"));
+        let (tell, told) = mpsc::channel();
+        pool.spawn(Urgency::Demand, move || tell.send(()).unwrap());
+        told.recv_timeout(LONG).unwrap();
+    }
+
+    #[test]
+    fn shutdown_drops_what_waits_and_does_not_wait_for_what_hangs() {
+        let pool = Pool::new(1).unwrap();
+        let (_keep, gate) = mpsc::channel::<()>();
+        pool.spawn(Urgency::Demand, move || {
+            let _ = gate.recv_timeout(LONG);
+        });
+        let witness = Arc::new(());
+        let (in_queue, in_timer, late) = (Arc::clone(&witness), Arc::clone(&witness), Arc::clone(&witness));
+        pool.spawn(Urgency::Demand, move || drop(in_queue));
+        pool.after(LONG, move || drop(in_timer));
+        let begin = Instant::now();
+        pool.shutdown(Duration::from_millis(50));
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        pool.spawn(Urgency::Demand, move || drop(late));
+        assert_eq!(Arc::strong_count(&witness), 1);
+    }
+
+    #[test]
+    fn last_owner_on_a_pool_thread_does_not_deadlock() {
+        let pool = Pool::new(1).unwrap();
+        let (tell, told) = mpsc::channel();
+        let own = Arc::clone(&pool);
+        pool.after(Duration::from_millis(20), move || {
+            drop(own);
+            tell.send(()).unwrap();
+        });
+        drop(pool);
+        told.recv_timeout(LONG).unwrap();
+    }
+}

@@ -1,0 +1,288 @@
+//! The chunk state machine of one blob: missing, in flight with its waiters, ready.
+//!
+//! In flight is an entry of `flights`; ready is a word of the generation's extents, set before the entry goes away. So
+//! under the lock of `flights` a chunk is in exactly one state. A [`Claim`] is the right, and the duty, to end a flight:
+//! dropping it anywhere, for whatever reason, fails the waiters and leaves the chunk missing.
+//!
+//! `flights` is a leaf lock but for [`Parked`]'s own; it is never held over I/O or a callback.
+
+use std::collections::HashMap;
+use std::time::Duration;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use arc_swap::Guard;
+
+use super::error::ReadError;
+use super::parked::Outcome;
+use super::parked::Parked;
+use super::table::TableCell;
+use crate::limits::STORAGE_WARNING_INTERVAL;
+use crate::rafs::facts::BlobFacts;
+use crate::storage::cache::Directory;
+use crate::storage::cache::Generation;
+use crate::storage::cache::generation::Presence;
+use crate::storage::sync::Arc;
+use crate::storage::sync::Mutex;
+use crate::storage::sync::lock;
+
+/// One blob of an image.
+pub(super) struct Blob {
+    /// What the image says of it.
+    pub(super) facts: BlobFacts,
+    /// Its id, shared with requests.
+    pub(super) id: Arc<str>,
+    /// What is known of its chunks.
+    pub(super) table: TableCell,
+    /// Warnings about its cache.
+    pub(super) cache_warning: RateLimit,
+    /// Warnings about reads of it.
+    pub(super) read_warning: RateLimit,
+    files: Option<ArcSwap<Generation>>,
+    flights: Mutex<HashMap<u32, Vec<Arc<Parked>>>>,
+    renewing: Mutex<()>,
+}
+
+/// How a parked read stands to a chunk.
+pub(super) enum Admission {
+    /// The chunk is ready and in memory.
+    Here,
+    /// It is in flight; the read will be told.
+    Joined,
+    /// It was not in flight; the caller has to see to it.
+    Claimed(Claim),
+}
+
+/// How long somebody waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interest {
+    /// Nobody does.
+    Nobody,
+    /// Somebody, until then.
+    Until(Instant),
+    /// Somebody, without end.
+    Forever,
+}
+
+impl Interest {
+    /// Both together.
+    pub(super) fn or(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Forever, _) | (_, Self::Forever) => Self::Forever,
+            (Self::Until(one), Self::Until(two)) => Self::Until(one.max(two)),
+            (Self::Nobody, other) | (other, Self::Nobody) => other,
+        }
+    }
+
+    /// That of the live ones of `waiters`.
+    pub(super) fn of(waiters: &[Arc<Parked>]) -> Self {
+        let live = waiters.iter().filter(|parked| parked.is_live());
+        live.fold(Self::Nobody, |all, parked| all.or(parked.deadline.map_or(Self::Forever, Self::Until)))
+    }
+}
+
+impl Blob {
+    /// A blob whose cache files are `files`; `None`: it is not cached.
+    pub(super) fn new(facts: BlobFacts, files: Option<Generation>) -> Self {
+        Self {
+            id: Arc::from(facts.id.as_str()),
+            facts,
+            table: TableCell::default(),
+            cache_warning: RateLimit::default(),
+            read_warning: RateLimit::default(),
+            files: files.map(ArcSwap::from_pointee),
+            flights: Mutex::default(),
+            renewing: Mutex::default(),
+        }
+    }
+
+    /// The open cache files.
+    #[inline]
+    pub(super) fn files(&self) -> Option<Guard<Arc<Generation>>> {
+        self.files.as_ref().map(ArcSwap::load)
+    }
+
+    /// The cache files for work that takes a while; opened again if they were lost. `None`: there is no cache, or none
+    /// that can be used now. Blocks on the disk.
+    pub(super) fn usable_files(&self, directory: Option<&Directory>, boot_id: [u8; 16]) -> Option<Arc<Generation>> {
+        let files = self.files.as_ref()?.load_full();
+        if !files.view.is_lost() {
+            return Some(files);
+        }
+        self.renew(directory?, boot_id);
+        self.files.as_ref().map(ArcSwap::load_full).filter(|files| !files.view.is_lost())
+    }
+
+    /// Opens the cache files anew. If another thread is about it, that is enough. Blocks on the disk.
+    pub(super) fn renew(&self, directory: &Directory, boot_id: [u8; 16]) {
+        let Some(files) = &self.files else { return };
+        let Ok(_one_at_a_time) = self.renewing.try_lock() else { return };
+        let old = files.load_full();
+        if old.is_current(directory, &self.facts) {
+            return;
+        }
+        match Generation::reopen(directory, &self.facts, boot_id, &old) {
+            Ok(new) => {
+                tracing::warn!(blob = %self.id, "cache files were removed or truncated while in use; opened anew");
+                files.store(Arc::new(new));
+            }
+            Err(error) if self.cache_warning.passes() => {
+                tracing::warn!(blob = %self.id, error = &error as &dyn std::error::Error, "cache files were lost");
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Lets `parked` wait for `chunk` where that is needed; it then expects one arrival more.
+    pub(super) fn admit(
+        self: &Arc<Self>,
+        chunk: u32,
+        files: Option<&Arc<Generation>>,
+        parked: &Arc<Parked>,
+    ) -> Admission {
+        let mut flights = lock(&self.flights);
+        if let Some(waiters) = flights.get_mut(&chunk) {
+            parked.expect_one();
+            waiters.push(Arc::clone(parked));
+            return Admission::Joined;
+        }
+        if files.is_some_and(|files| files.extents.get(chunk).is_some_and(|extent| extent.touched)) {
+            return Admission::Here;
+        }
+        parked.expect_one();
+        flights.insert(chunk, vec![Arc::clone(parked)]);
+        Admission::Claimed(self.claim(chunk, files))
+    }
+
+    /// Claims `chunk`, for which nobody waits, if it is missing and not in flight.
+    pub(super) fn claim_missing(self: &Arc<Self>, chunk: u32, files: &Arc<Generation>) -> Option<Claim> {
+        let mut flights = lock(&self.flights);
+        if flights.contains_key(&chunk) || files.presence(chunk) != Presence::Missing {
+            return None;
+        }
+        flights.insert(chunk, Vec::new());
+        Some(self.claim(chunk, Some(files)))
+    }
+
+    fn claim(self: &Arc<Self>, chunk: u32, files: Option<&Arc<Generation>>) -> Claim {
+        Claim { blob: Arc::clone(self), files: files.cloned(), chunk, is_locked: false, is_open: true }
+    }
+
+    fn land(&self, chunk: u32, outcome: &Outcome) {
+        let waiters = lock(&self.flights).remove(&chunk).unwrap_or_default();
+        if let Outcome::Failed(error) = outcome
+            && !waiters.is_empty()
+            && !matches!(error, ReadError::Shutdown)
+            && self.read_warning.passes()
+        {
+            let error = error as &dyn std::error::Error;
+            tracing::warn!(blob = %self.id, chunk, error, "chunk cannot be read");
+        }
+        for parked in waiters {
+            parked.arrive(self.facts.index, chunk, outcome);
+        }
+    }
+}
+
+/// The right and the duty to end the flight of a chunk.
+pub(super) struct Claim {
+    /// Its blob.
+    pub(super) blob: Arc<Blob>,
+    /// The cache files it belongs into.
+    pub(super) files: Option<Arc<Generation>>,
+    /// Its index.
+    pub(super) chunk: u32,
+    is_locked: bool,
+    is_open: bool,
+}
+
+impl Claim {
+    /// Ends the flight and tells the waiters.
+    pub(super) fn land(mut self, outcome: &Outcome) {
+        self.end(outcome);
+    }
+
+    /// Ends the flight if nobody waits any more, and leaves the chunk missing; else gives the claim back.
+    pub(super) fn unless_idle(mut self) -> Option<Self> {
+        {
+            let mut flights = lock(&self.blob.flights);
+            let waiters = flights.get(&self.chunk);
+            if waiters.is_some_and(|waiters| Interest::of(waiters) != Interest::Nobody) {
+                drop(flights);
+                return Some(self);
+            }
+            flights.remove(&self.chunk);
+        }
+        self.is_open = false;
+        None
+    }
+
+    /// How long somebody waits for the chunk.
+    pub(super) fn interest(&self) -> Interest {
+        lock(&self.blob.flights).get(&self.chunk).map_or(Interest::Nobody, |waiters| Interest::of(waiters))
+    }
+
+    /// Keeps other processes from fetching the chunk. `false`: one of them does. A file system that cannot lock leaves
+    /// us alone with it.
+    pub(super) fn try_lock(&mut self) -> bool {
+        let Some(files) = &self.files else { return true };
+        if self.is_locked {
+            return true;
+        }
+        match files.locks().try_lock_chunks(self.chunk..self.chunk.saturating_add(1)) {
+            Ok(true) => {
+                self.is_locked = true;
+                true
+            }
+            Ok(false) => false,
+            Err(error) => {
+                if self.blob.cache_warning.passes() {
+                    tracing::warn!(blob = %self.blob.id, %error, "chunks cannot be locked against other processes");
+                }
+                true
+            }
+        }
+    }
+
+    fn end(&mut self, outcome: &Outcome) {
+        if std::mem::take(&mut self.is_locked)
+            && let Some(files) = &self.files
+        {
+            files.locks().unlock_chunks(self.chunk..self.chunk.saturating_add(1));
+        }
+        if std::mem::take(&mut self.is_open) {
+            self.blob.land(self.chunk, outcome);
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.end(&Outcome::Failed(ReadError::Shutdown));
+    }
+}
+
+/// Lets something pass once in `limits::STORAGE_WARNING_INTERVAL`.
+#[derive(Debug, Default)]
+pub(super) struct RateLimit(Mutex<Option<Instant>>);
+
+impl RateLimit {
+    /// Whether it is time again.
+    pub(super) fn passes(&self) -> bool {
+        let now = Instant::now();
+        let mut last = lock(&self.0);
+        let due = last.is_none_or(|at| now.saturating_duration_since(at) >= STORAGE_WARNING_INTERVAL);
+        if due {
+            *last = Some(now);
+        }
+        due
+    }
+}
+
+/// The pause before attempt `attempt` (from 0): doubled each time, with a jitter of half of it.
+pub(super) fn back_off(pause: &std::ops::Range<Duration>, attempt: u32) -> Duration {
+    let full = pause.start.saturating_mul(1 << attempt.min(16)).min(pause.end);
+    // A random number without a generator: the standard library seeds each hasher state from one.
+    let random = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), attempt);
+    full.mul_f64(0.5 + (random % 1024) as f64 / 2048.0)
+}

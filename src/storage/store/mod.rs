@@ -1,0 +1,297 @@
+//! The store: from a read plan to verified bytes, over all blobs of one image.
+//!
+//! A read of ready chunks is answered on the caller's thread, without a lock, a system call or an allocation. Any other
+//! read is *parked*: it becomes data that hangs on the chunks it waits for, and is answered by a thread of the pool.
+//! No thread waits for a chunk, whatever the backend does.
+//!
+//! ```text
+//! read -> ready_now -----------------------------------------------------------> done (caller's thread)
+//!      -> probe (page cache?) -> ready_now ------------------------------------> done
+//!      -> park -> [pool] resolve -> table -> admit -> drive -> fetch -> finish -> done (pool)
+//! ```
+//!
+//! Lock order: `Blob::flights` or the table's load lock, then `Parked::state`. The register, the budget and the pool's
+//! queues are leaves. None is held over I/O, a backend call or a `done`.
+
+mod blob;
+mod budget;
+mod error;
+mod fetch;
+mod foreign;
+mod parked;
+mod plan;
+mod ready;
+mod register;
+mod resolve;
+mod table;
+mod upkeep;
+
+use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use self::blob::Blob;
+use self::budget::Budget;
+use self::parked::Done;
+use self::parked::Parked;
+use self::register::Register;
+use super::backend::Backend;
+use super::cache::Directory;
+use super::cache::Generation;
+use super::cache::generation::Presence;
+use super::pool::Pool;
+use super::pool::Urgency;
+use super::sync::Arc;
+use super::sync::AtomicBool;
+use super::sync::Ordering;
+use super::sync::Weak;
+use crate::limits::IN_FLIGHT_BYTES;
+use crate::limits::MAX_UNALIGNED_BLOB_BYTES;
+use crate::limits::PROBE_BYTES;
+use crate::metrics::Metrics;
+use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::Piece;
+use crate::rafs::facts::feature;
+use crate::storage::cache::CacheError;
+
+pub use self::error::ReadError;
+pub use self::error::StoreError;
+pub use self::ready::ReadyRead;
+pub use self::table::ChunkSource;
+pub use self::table::LazyChunks;
+
+/// How a store works.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// Directory of cache files, made if missing. `None`: nothing is kept, each read fetches (`dummycache`).
+    pub work_dir: Option<PathBuf>,
+    /// Which boot of the machine this is ([`crate::sys::machine::boot_id`]).
+    pub boot_id: [u8; 16],
+    /// Stored bytes up to which a fetch takes the following chunks along; 0: exactly what is asked.
+    pub amplify_bytes: u64,
+    /// Whether chunks found in the cache are verified on their first use in this process.
+    pub validate: bool,
+    /// How long a read waits for a backend before it fails. `None`: failures are not waited out, and a backend that
+    /// never answers is waited for without end.
+    pub demand_deadline: Option<Duration>,
+    /// Where work is done.
+    pub pool: Arc<Pool>,
+}
+
+/// Blobs of one image: see the module.
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("blobs", &self.inner.blobs.len()).finish_non_exhaustive()
+    }
+}
+
+/// What the parts of a store share.
+pub(in crate::storage) struct Inner {
+    options: StoreOptions,
+    pool: Arc<Pool>,
+    directory: Option<Directory>,
+    blobs: Vec<Arc<Blob>>,
+    chunks: Arc<dyn ChunkSource>,
+    backend: Arc<dyn Backend>,
+    metrics: Arc<Metrics>,
+    register: Register,
+    budget: Arc<Budget>,
+    closing: AtomicBool,
+    weak: Weak<Self>,
+}
+
+impl Store {
+    /// Opens the cache files of all `blobs`, whose indexes are their positions. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Cache`] names the file.
+    pub fn open(
+        options: StoreOptions,
+        blobs: Vec<BlobFacts>,
+        chunks: Arc<dyn ChunkSource>,
+        backend: Arc<dyn Backend>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, StoreError> {
+        let directory = match &options.work_dir {
+            Some(path) => Some(Directory::open(path)?),
+            None => None,
+        };
+        let open = |facts: BlobFacts| -> Result<Arc<Blob>, CacheError> {
+            let files = open_files(directory.as_ref(), &facts, options.boot_id)?;
+            Ok(Arc::new(Blob::new(facts, files)))
+        };
+        let blobs = blobs.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let inner = Arc::new_cyclic(|weak| Inner {
+            pool: Arc::clone(&options.pool),
+            options,
+            directory,
+            blobs,
+            chunks,
+            backend,
+            metrics,
+            register: Register::default(),
+            budget: Budget::new(IN_FLIGHT_BYTES as u64, Weak::clone(weak)),
+            closing: AtomicBool::new(false),
+            weak: Weak::clone(weak),
+        });
+        upkeep::begin(&inner);
+        Ok(Self { inner })
+    }
+
+    /// Reads `pieces` in order. If all of it is ready, `done` is called at once, on this thread, and nothing is
+    /// allocated (for plans that need up to 8 runs of bytes); otherwise later, on a thread of the pool, when the last
+    /// chunk arrived or the read failed. Called exactly once. Never blocks.
+    #[inline]
+    pub fn read<F>(&self, pieces: &[Piece], done: F)
+    where
+        F: FnOnce(Result<ReadyRead, ReadError>) + Send + 'static,
+    {
+        if let Some(ready) = self.inner.ready_now(pieces) {
+            self.inner.metrics.storage.warm_reads.add(1);
+            return done(Ok(ready));
+        }
+        self.read_slowly(pieces, done);
+    }
+
+    #[cold]
+    fn read_slowly<F>(&self, pieces: &[Piece], done: F)
+    where
+        F: FnOnce(Result<ReadyRead, ReadError>) + Send + 'static,
+    {
+        if self.inner.probe(pieces)
+            && let Some(ready) = self.inner.ready_now(pieces)
+        {
+            self.inner.metrics.storage.warm_reads.add(1);
+            return done(Ok(ready));
+        }
+        self.inner.metrics.storage.parked_reads.add(1);
+        self.inner.park(pieces, Box::new(done));
+    }
+
+    /// Answers all parked reads with [`ReadError::Shutdown`], gives up all fetches, and flushes the caches for at most
+    /// `limits::SYNC_PATIENCE`. Reads of ready chunks go on.
+    pub fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+
+    /// Chunks are no longer believed to be in the page cache: call it when a thread that reads had to wait for pages.
+    pub fn doubt_page_cache(&self) {
+        for files in self.inner.blobs.iter().filter_map(|blob| blob.files()) {
+            files.extents.untouch_all();
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.inner.shutdown();
+    }
+}
+
+/// The cache files of a blob; `None` where nothing can be kept.
+fn open_files(
+    directory: Option<&Directory>,
+    blob: &BlobFacts,
+    boot_id: [u8; 16],
+) -> Result<Option<Generation>, CacheError> {
+    // v5 images without extended table do not say how large anything is; upstream keeps no map of them either.
+    let is_sized = blob.chunk_count_known && blob.chunk_count > 0 && blob.uncompressed_bytes > 0;
+    let Some(directory) = directory.filter(|_| is_sized) else { return Ok(None) };
+    if blob.features & feature::ALIGNED == 0 && blob.uncompressed_bytes > MAX_UNALIGNED_BLOB_BYTES {
+        return Err(CacheError::TooLarge { id: blob.id.clone(), bytes: blob.uncompressed_bytes });
+    }
+    Generation::open(directory, blob, boot_id).map(Some)
+}
+
+impl Inner {
+    /// The read, if every chunk is ready and believed to be in memory.
+    #[inline]
+    fn ready_now(&self, pieces: &[Piece]) -> Option<ReadyRead> {
+        let mut ready = ReadyRead::new();
+        let mut rest = pieces;
+        while let Some(first) = rest.first() {
+            let blob = self.blobs.get(first.blob as usize)?;
+            let files = blob.files()?;
+            if files.view.is_lost() {
+                return None;
+            }
+            let run = rest.iter().take_while(|piece| piece.blob == first.blob).count();
+            let (pieces, after) = rest.split_at(run);
+            for piece in pieces {
+                let extent = files.extents.get(piece.chunk)?;
+                if !extent.touched || !extent.holds(piece.offset, piece.len) {
+                    return None;
+                }
+                if !ready.extend(piece) {
+                    // A guard for each part costs less than sharing one count with all other threads.
+                    let again = blob.files().filter(|again| Arc::ptr_eq(again, &files))?;
+                    ready.push_cached(piece, again);
+                }
+            }
+            rest = after;
+        }
+        Some(ready)
+    }
+
+    /// Looks whether chunks that are ready are in the page cache, and notes it. `false`: some are not, or are not
+    /// ready, or cannot be judged here. Never waits for the disk.
+    fn probe(&self, pieces: &[Piece]) -> bool {
+        pieces.iter().all(|piece| self.probe_one(piece).unwrap_or(false))
+    }
+
+    fn probe_one(&self, piece: &Piece) -> Option<bool> {
+        let blob = self.blobs.get(piece.blob as usize)?;
+        let files = blob.files()?;
+        if files.view.is_lost() {
+            return None;
+        }
+        let (offset, len) = match files.extents.get(piece.chunk) {
+            Some(extent) if extent.touched => return Some(true),
+            Some(extent) => (extent.offset, extent.len),
+            None if self.options.validate || files.presence(piece.chunk) != Presence::Trusted => return None,
+            None => {
+                let facts = blob.table.loaded()?.place(&blob.facts, piece.chunk).ok()?;
+                (facts.uncompressed_offset, facts.uncompressed_bytes)
+            }
+        };
+        let is_here = len <= PROBE_BYTES && files.is_in_memory(offset, len);
+        if is_here {
+            files.note_touched(piece.chunk, offset, len as usize);
+        }
+        Some(is_here)
+    }
+
+    fn park(&self, pieces: &[Piece], done: Done) {
+        let id = self.register.next_id();
+        let pieces = SmallVec::from_slice(pieces);
+        let parked = Arc::new(Parked::new(id, pieces, self.deadline(), Weak::clone(&self.weak), done));
+        self.register.park(&parked);
+        // After the registration: the end of the store sees the read, or the read sees the end.
+        if self.is_closing() {
+            return parked.fail(ReadError::Shutdown);
+        }
+        upkeep::watch_deadlines(self);
+        let weak = Weak::clone(&self.weak);
+        self.pool.spawn(Urgency::Demand, move || {
+            if let Some(inner) = weak.upgrade() {
+                resolve::resolve(&inner, &parked);
+            }
+        });
+    }
+
+    /// When a read that begins now is answered with an error.
+    fn deadline(&self) -> Option<Instant> {
+        self.options.demand_deadline.map(|patience| Instant::now() + patience)
+    }
+
+    fn is_closing(&self) -> bool {
+        // SeqCst: against the registration of parked reads and held work, see `park`.
+        self.closing.load(Ordering::SeqCst)
+    }
+}

@@ -1,0 +1,167 @@
+//! A read that waits for chunks: data, not a thread.
+
+use std::time::Instant;
+
+use smallvec::SmallVec;
+
+use super::Inner;
+use super::error::ReadError;
+use super::ready::ReadyRead;
+use crate::rafs::facts::Piece;
+use crate::storage::sync::Arc;
+use crate::storage::sync::AtomicU64;
+use crate::storage::sync::Mutex;
+use crate::storage::sync::Ordering;
+use crate::storage::sync::Weak;
+use crate::storage::sync::lock;
+
+/// Called once with the outcome of a read.
+pub(super) type Done = Box<dyn FnOnce(Result<ReadyRead, ReadError>) + Send>;
+
+/// What became of a chunk.
+#[derive(Clone)]
+pub(super) enum Outcome {
+    /// It is in the data file.
+    Ready,
+    /// It is verified, but the cache could not take it.
+    Memory {
+        /// Offset in the uncompressed blob.
+        offset: u64,
+        /// The whole chunk.
+        plain: Arc<Vec<u8>>,
+    },
+    /// It cannot be had.
+    Failed(ReadError),
+}
+
+/// A chunk that lives in memory only.
+pub(super) struct Loose {
+    blob: u32,
+    chunk: u32,
+    offset: u64,
+    plain: Arc<Vec<u8>>,
+}
+
+struct State {
+    /// Taken when the read is answered.
+    done: Option<Done>,
+    loose: Vec<Loose>,
+    error: Option<ReadError>,
+}
+
+/// A parked read. It is answered when everything it expects has arrived, or at once by [`Parked::fail`].
+pub(super) struct Parked {
+    /// Key in the store's register.
+    pub(super) id: u64,
+    /// What is read.
+    pub(super) pieces: SmallVec<[Piece; 8]>,
+    /// When it is answered with an error.
+    pub(super) deadline: Option<Instant>,
+    store: Weak<Inner>,
+    expected: AtomicU64,
+    state: Mutex<State>,
+}
+
+impl Parked {
+    /// A read that expects one arrival: that of its resolution.
+    pub(super) fn new(
+        id: u64,
+        pieces: SmallVec<[Piece; 8]>,
+        deadline: Option<Instant>,
+        store: Weak<Inner>,
+        done: Done,
+    ) -> Self {
+        let state = Mutex::new(State { done: Some(done), loose: Vec::new(), error: None });
+        Self { id, pieces, deadline, store, expected: AtomicU64::new(1), state }
+    }
+
+    /// Whether somebody still waits for the answer.
+    pub(super) fn is_live(&self) -> bool {
+        lock(&self.state).done.is_some()
+    }
+
+    /// One more arrival is expected; called while at least one is.
+    pub(super) fn expect_one(&self) {
+        // Relaxed: the caller holds an expectation itself, so the count cannot reach 0 meanwhile.
+        self.expected.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A chunk arrived. The last arrival answers the read, on this thread.
+    pub(super) fn arrive(&self, blob: u32, chunk: u32, outcome: &Outcome) {
+        match outcome {
+            Outcome::Ready => {}
+            Outcome::Memory { offset, plain } => {
+                let loose = Loose { blob, chunk, offset: *offset, plain: Arc::clone(plain) };
+                lock(&self.state).loose.push(loose);
+            }
+            Outcome::Failed(error) => {
+                lock(&self.state).error.get_or_insert_with(|| error.clone());
+            }
+        }
+        self.resolved();
+    }
+
+    /// One expected arrival less.
+    pub(super) fn resolved(&self) {
+        // AcqRel: the last one sees what all others noted.
+        if self.expected.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.answer();
+        }
+    }
+
+    /// Answers with `error`, if there was no answer yet. What arrives later is of no interest.
+    pub(super) fn fail(&self, error: ReadError) {
+        let done = lock(&self.state).done.take();
+        self.complete(done, Err(error));
+    }
+
+    fn answer(&self) {
+        let (done, loose, error) = {
+            let mut state = lock(&self.state);
+            (state.done.take(), std::mem::take(&mut state.loose), state.error.take())
+        };
+        if done.is_none() {
+            return;
+        }
+        let result = match (error, self.store.upgrade()) {
+            (Some(error), _) => Err(error),
+            (None, None) => Err(ReadError::Shutdown),
+            (None, Some(store)) => self.assemble(&store, &loose),
+        };
+        self.complete(done, result);
+    }
+
+    fn complete(&self, done: Option<Done>, result: Result<ReadyRead, ReadError>) {
+        let Some(done) = done else { return };
+        if let Some(store) = self.store.upgrade() {
+            store.forget(self.id);
+        }
+        done(result);
+    }
+
+    fn assemble(&self, store: &Inner, loose: &[Loose]) -> Result<ReadyRead, ReadError> {
+        let mut ready = ReadyRead::new();
+        for piece in &self.pieces {
+            let lost = || ReadError::Lost(piece.blob);
+            let in_memory = loose.iter().find(|loose| (loose.blob, loose.chunk) == (piece.blob, piece.chunk));
+            if let Some(Loose { offset, plain, .. }) = in_memory {
+                let start = piece.offset.checked_sub(*offset).and_then(|start| usize::try_from(start).ok());
+                let fits =
+                    |start: &usize| plain.len().checked_sub(*start).is_some_and(|room| room >= piece.len as usize);
+                let start = start.filter(fits).ok_or_else(lost)?;
+                ready.push_memory(Arc::clone(plain), start, piece.len as usize);
+                continue;
+            }
+            let blob = store.blobs.get(piece.blob as usize).ok_or_else(lost)?;
+            let files = blob.files().ok_or_else(lost)?;
+            let extent = files.extents.get(piece.chunk).ok_or_else(lost)?;
+            if files.view.is_lost() || !extent.holds(piece.offset, piece.len) {
+                return Err(lost());
+            }
+            if !ready.extend(piece) {
+                ready.push_cached(piece, files);
+            }
+        }
+        Ok(ready)
+    }
+}

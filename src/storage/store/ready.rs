@@ -1,0 +1,104 @@
+//! A read whose bytes are at hand.
+
+use arc_swap::Guard;
+use smallvec::SmallVec;
+
+use crate::rafs::facts::Piece;
+use crate::storage::cache::Generation;
+use crate::storage::sync::Arc;
+use crate::sys::sink::Sink;
+use crate::sys::sink::SinkError;
+
+/// Where a run of bytes is.
+enum Part {
+    /// In the data file of a blob.
+    Cache { files: Guard<Arc<Generation>>, blob: u32, offset: u64, len: usize },
+    /// In a chunk that the cache could not take.
+    Memory { chunk: Arc<Vec<u8>>, start: usize, len: usize },
+}
+
+/// Verified bytes, ready to be copied out. Keeps them alive; holds no lock.
+pub struct ReadyRead {
+    parts: SmallVec<[Part; 8]>,
+    len: usize,
+}
+
+impl std::fmt::Debug for ReadyRead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadyRead").field("len", &self.len).field("parts", &self.parts.len()).finish()
+    }
+}
+
+impl ReadyRead {
+    pub(super) fn new() -> Self {
+        Self { parts: SmallVec::new(), len: 0 }
+    }
+
+    /// Takes in a piece that lies in the data file directly behind the last part; `false`: it does not.
+    #[inline]
+    pub(super) fn extend(&mut self, piece: &Piece) -> bool {
+        let Some(Part::Cache { blob, offset, len, .. }) = self.parts.last_mut() else { return false };
+        let follows = *blob == piece.blob && offset.checked_add(*len as u64) == Some(piece.offset);
+        if follows {
+            *len = len.saturating_add(piece.len as usize);
+            self.len = self.len.saturating_add(piece.len as usize);
+        }
+        follows
+    }
+
+    /// Appends a piece that lies in the data file of `files`.
+    #[inline]
+    pub(super) fn push_cached(&mut self, piece: &Piece, files: Guard<Arc<Generation>>) {
+        let len = piece.len as usize;
+        self.len = self.len.saturating_add(len);
+        self.parts.push(Part::Cache { files, blob: piece.blob, offset: piece.offset, len });
+    }
+
+    /// Appends `len` bytes of `chunk` from `start`; both were checked against the chunk's length.
+    pub(super) fn push_memory(&mut self, chunk: Arc<Vec<u8>>, start: usize, len: usize) {
+        self.len = self.len.saturating_add(len);
+        self.parts.push(Part::Memory { chunk, start, len });
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies all bytes, in order, into `sink`. May wait for a page of the data file, never for a backend.
+    ///
+    /// # Errors
+    /// [`SinkError::Source`] when the data file was truncated or its disk failed: the sink then holds undefined bytes,
+    /// and the next read of them fetches anew. What the sink says otherwise.
+    #[inline]
+    pub fn copy_into(&self, sink: &mut dyn Sink) -> Result<(), SinkError> {
+        for part in &self.parts {
+            match part {
+                Part::Cache { files, offset, len, .. } => {
+                    sink.put_view(&files.view, *offset, *len)?;
+                    still_whole(files)?;
+                }
+                Part::Memory { chunk, start, len } => {
+                    let bytes = chunk.get(*start..start.saturating_add(*len)).unwrap_or_default();
+                    sink.put_bytes(bytes)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A truncated file shows zeros, without any signal, in the page in which it now ends. So its last byte is looked at
+/// after each copy: the kernel takes pages behind the new end away before it clears the rest of that page.
+#[inline]
+fn still_whole(files: &Generation) -> Result<(), SinkError> {
+    match files.view.len().checked_sub(1) {
+        Some(last) => files.view.array_at::<1>(last).map(drop).map_err(SinkError::Source),
+        None => Ok(()),
+    }
+}

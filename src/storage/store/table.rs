@@ -1,0 +1,393 @@
+//! What is known of the chunks of a blob, and how it is come by.
+//!
+//! v5: everything is in the bootstrap. v6: the blob carries a table of its own (format, section 6), kept beside the
+//! cached data as `<id>.blob.meta`; digests are in the bootstrap. Nothing is loaded before the first cold read. A load
+//! that fails fails the reads that wait for it and is tried anew by the next one.
+
+use std::os::fd::AsFd;
+
+use arc_swap::ArcSwapOption;
+
+use super::Inner;
+use super::blob::Blob;
+use super::blob::Interest;
+use super::error::ReadError;
+use super::fetch;
+use super::fetch::Work;
+use super::parked::Parked;
+use super::resolve;
+use crate::limits::MAX_CHUNK_BYTES;
+use crate::limits::MAX_META_BYTES;
+use crate::rafs::RafsError;
+use crate::rafs::chunks::ChunkIndex;
+use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::ChunkFacts;
+use crate::rafs::facts::Digest;
+use crate::rafs::facts::MetaLocation;
+use crate::rafs::meta::BlobMeta;
+use crate::rafs::meta::META_HEADER_BYTES;
+use crate::storage::cache::CacheError;
+use crate::storage::cache::Directory;
+use crate::storage::codec;
+use crate::storage::pool::Urgency;
+use crate::storage::sync::Arc;
+use crate::storage::sync::AtomicU64;
+use crate::storage::sync::Mutex;
+use crate::storage::sync::OnceLock;
+use crate::storage::sync::Ordering;
+use crate::storage::sync::lock;
+use crate::sys::view::View;
+
+/// What the bootstrap says of chunks.
+pub trait ChunkSource: Send + Sync {
+    /// Makes the answers below quick. May take as long as a pass over the bootstrap; called on the pool, again and
+    /// again.
+    ///
+    /// # Errors
+    /// A lost or malformed bootstrap.
+    fn prepare(&self) -> Result<(), RafsError>;
+
+    /// Everything about a chunk, where the bootstrap holds it (v5).
+    ///
+    /// # Errors
+    /// A lost or malformed bootstrap.
+    fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError>;
+
+    /// The digest of a chunk, where the bootstrap holds it.
+    ///
+    /// # Errors
+    /// A lost or malformed bootstrap.
+    fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError>;
+}
+
+/// The chunk index of an image, made when it is first needed.
+pub struct LazyChunks<F> {
+    make: F,
+    made: OnceLock<Arc<ChunkIndex>>,
+}
+
+impl<F: Fn() -> Result<Arc<ChunkIndex>, RafsError> + Send + Sync> LazyChunks<F> {
+    /// An index that `make` makes.
+    pub fn new(make: F) -> Self {
+        Self { make, made: OnceLock::new() }
+    }
+
+    fn index(&self) -> Result<&ChunkIndex, RafsError> {
+        if self.made.get().is_none() {
+            let _ = self.made.set((self.make)()?);
+        }
+        self.made.get().map(|index| &**index).ok_or(RafsError::Unsupported("an image without chunk index"))
+    }
+}
+
+impl<F: Fn() -> Result<Arc<ChunkIndex>, RafsError> + Send + Sync> ChunkSource for LazyChunks<F> {
+    fn prepare(&self) -> Result<(), RafsError> {
+        self.index().map(drop)
+    }
+
+    fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError> {
+        self.index()?.chunk(blob, chunk)
+    }
+
+    fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError> {
+        self.index()?.digest(blob, chunk)
+    }
+}
+
+/// The loaded chunk table of a blob.
+pub(super) struct Table {
+    source: Arc<dyn ChunkSource>,
+    /// The blob's own table; `None`: the bootstrap has it all.
+    meta: Option<BlobMeta>,
+    /// Whether `meta` comes from a file that was in the cache directory before.
+    is_found: bool,
+}
+
+impl Table {
+    /// Everything about `chunk`, checked against the blob table.
+    pub(super) fn chunk(&self, blob: &BlobFacts, chunk: u32) -> Result<ChunkFacts, ReadError> {
+        let mut facts = self.place(blob, chunk)?;
+        if self.meta.is_some() {
+            let digest = self.source.digest(blob.index, chunk);
+            facts.digest = digest.map_err(|source| ReadError::Table { blob: blob.index, source })?;
+        }
+        Ok(facts)
+    }
+
+    /// As [`Table::chunk`], without the digest.
+    pub(super) fn place(&self, blob: &BlobFacts, chunk: u32) -> Result<ChunkFacts, ReadError> {
+        let facts = match &self.meta {
+            Some(meta) => meta.chunk(chunk).map(Some),
+            None => self.source.chunk(blob.index, chunk),
+        };
+        let facts = facts.map_err(|source| ReadError::Table { blob: blob.index, source })?;
+        let facts = facts.ok_or(ReadError::NotInChunk { blob: blob.index, chunk })?;
+        match fault_of(blob, &facts) {
+            None => Ok(facts),
+            Some(reason) => Err(ReadError::BadChunk { blob: blob.index, chunk, reason }),
+        }
+    }
+}
+
+/// Rule 9 of the format, section 14, as far as one chunk goes.
+fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
+    let ends_within = |offset: u64, len: u32, size: u64| offset.checked_add(u64::from(len)).is_some_and(|e| e <= size);
+    if chunk.uncompressed_bytes == 0 || chunk.uncompressed_bytes > blob.chunk_bytes.min(MAX_CHUNK_BYTES) {
+        return Some("its size is not between 1 and the chunk size");
+    }
+    if chunk.compressed_bytes == 0 || chunk.compressed_bytes > MAX_CHUNK_BYTES {
+        return Some("its stored size is not between 1 byte and 16 MiB");
+    }
+    if !chunk.is_compressed && chunk.compressed_bytes != chunk.uncompressed_bytes {
+        return Some("it is stored plain, but in another size");
+    }
+    if !ends_within(chunk.compressed_offset, chunk.compressed_bytes, blob.data_bytes) {
+        return Some("its stored bytes lie outside the data of the blob");
+    }
+    if blob.chunk_count_known
+        && !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes)
+    {
+        return Some("it lies outside the uncompressed blob");
+    }
+    None
+}
+
+/// The place of a blob's table: not there, being loaded with reads waiting, there.
+#[derive(Default)]
+pub(super) struct TableCell {
+    loaded: ArcSwapOption<Table>,
+    load: Mutex<Load>,
+}
+
+#[derive(Default)]
+struct Load {
+    waiters: Vec<Arc<Parked>>,
+    is_running: bool,
+    /// The file in the cache directory proved wrong: fetch it.
+    ignores_file: bool,
+}
+
+impl TableCell {
+    /// The table, if it is there.
+    pub(super) fn loaded(&self) -> Option<Arc<Table>> {
+        self.loaded.load_full()
+    }
+
+    /// `table` answered with `error`. If its map was lost, or it was found in the cache directory and may be damaged, it
+    /// is given up; the next read loads it again.
+    pub(super) fn suspect(&self, table: &Arc<Table>, error: &ReadError) {
+        let is_lost = matches!(error, ReadError::Table { source: RafsError::View(_), .. });
+        if table.meta.is_some() && (table.is_found || is_lost) {
+            self.give_up(table);
+        }
+    }
+
+    /// Chunks did not match their digests. If the table was found in the cache directory, it may be what is wrong.
+    pub(super) fn suspect_found(&self) {
+        if let Some(table) = self.loaded().filter(|table| table.is_found) {
+            self.give_up(&table);
+        }
+    }
+
+    fn give_up(&self, table: &Arc<Table>) {
+        let mut load = lock(&self.load);
+        load.ignores_file = true;
+        if self.loaded.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, table)) {
+            self.loaded.store(None);
+        }
+    }
+}
+
+/// The table of `blob`; `None`: `parked` waits and is resolved again when it is there. Blocks on the disk.
+pub(super) fn get(inner: &Arc<Inner>, blob: &Arc<Blob>, parked: &Arc<Parked>) -> Option<Arc<Table>> {
+    if let Some(table) = blob.table.loaded() {
+        return Some(table);
+    }
+    let ignores_file = {
+        let mut load = lock(&blob.table.load);
+        if let Some(table) = blob.table.loaded() {
+            return Some(table);
+        }
+        load.waiters.push(Arc::clone(parked));
+        if std::mem::replace(&mut load.is_running, true) {
+            return None;
+        }
+        load.ignores_file
+    };
+    let duty = Duty { store: Arc::downgrade(inner), blob: Arc::clone(blob), is_open: true };
+    begin(inner, duty, ignores_file);
+    None
+}
+
+fn begin(inner: &Arc<Inner>, duty: Duty, ignores_file: bool) {
+    let blob = Arc::clone(&duty.blob);
+    let index = blob.facts.index;
+    if let Err(source) = inner.chunks.prepare() {
+        return duty.end(Err(ReadError::Table { blob: index, source }));
+    }
+    let Some(location) = blob.facts.meta else {
+        return duty.end(Ok((None, false)));
+    };
+    let too_large = location.uncompressed_bytes > MAX_META_BYTES || location.compressed_bytes > MAX_META_BYTES;
+    let stored = location.compressed_bytes.checked_add(META_HEADER_BYTES);
+    let range = stored.and_then(|stored| Some(location.offset..location.offset.checked_add(stored)?));
+    let Some(range) = range.filter(|_| !too_large) else {
+        let source = RafsError::Unsupported("a chunk table of this size");
+        return duty.end(Err(ReadError::Table { blob: index, source }));
+    };
+    if !ignores_file
+        && let Some(directory) = &inner.directory
+        && let Some(meta) = find(directory, &blob.facts, &location)
+    {
+        return duty.end(Ok((Some(meta), true)));
+    }
+    fetch::submit(inner, Work::table(duty, location, range));
+}
+
+/// The duty to end a load. Dropping it fails the reads that wait.
+pub(super) struct Duty {
+    store: crate::storage::sync::Weak<Inner>,
+    /// The blob whose table is loaded.
+    pub(super) blob: Arc<Blob>,
+    is_open: bool,
+}
+
+impl Duty {
+    /// How long somebody waits for the table.
+    pub(super) fn interest(&self) -> Interest {
+        Interest::of(&lock(&self.blob.table.load).waiters)
+    }
+
+    /// Fails the reads that wait.
+    pub(super) fn fail(self, error: ReadError) {
+        self.end(Err(error));
+    }
+
+    /// The stored table came, header included.
+    pub(super) fn arrived(self, inner: &Inner, location: &MetaLocation, stored: &[u8]) {
+        let made = make(inner, &self.blob.facts, location, stored);
+        self.end(made.map(|meta| (Some(meta), false)));
+    }
+
+    fn end(mut self, result: Result<(Option<BlobMeta>, bool), ReadError>) {
+        self.finish(result);
+    }
+
+    fn finish(&mut self, result: Result<(Option<BlobMeta>, bool), ReadError>) {
+        if !std::mem::take(&mut self.is_open) {
+            return;
+        }
+        let store = self.store.upgrade();
+        let (waiters, error) = {
+            let mut load = lock(&self.blob.table.load);
+            load.is_running = false;
+            let error = match (result, &store) {
+                (Ok((meta, is_found)), Some(store)) => {
+                    let source = Arc::clone(&store.chunks);
+                    self.blob.table.loaded.store(Some(Arc::new(Table { source, meta, is_found })));
+                    None
+                }
+                (Ok(_), None) => Some(ReadError::Shutdown),
+                (Err(error), _) => Some(error),
+            };
+            (std::mem::take(&mut load.waiters), error)
+        };
+        match (error, store) {
+            (None, Some(store)) => waiters.into_iter().for_each(|parked| {
+                let again = Arc::downgrade(&store);
+                store.pool.spawn(Urgency::Demand, move || {
+                    if let Some(store) = again.upgrade() {
+                        resolve::resolve(&store, &parked);
+                    }
+                });
+            }),
+            (error, _) => {
+                let error = error.unwrap_or(ReadError::Shutdown);
+                if !matches!(error, ReadError::Shutdown) && self.blob.read_warning.passes() {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(blob = %self.blob.id, error, "chunk table cannot be loaded");
+                }
+                waiters.into_iter().for_each(|parked| parked.fail(error.clone()));
+            }
+        }
+    }
+}
+
+impl Drop for Duty {
+    fn drop(&mut self) {
+        self.finish(Err(ReadError::Shutdown));
+    }
+}
+
+fn file_name(blob: &BlobFacts) -> String {
+    format!("{}.blob.meta", blob.id)
+}
+
+/// Bytes of the array in the cache file (format, section 11).
+fn padded(location: &MetaLocation) -> u64 {
+    location.uncompressed_bytes.next_multiple_of(META_HEADER_BYTES)
+}
+
+/// The table in the cache directory, if there is a good one.
+fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocation) -> Option<BlobMeta> {
+    let name = file_name(blob);
+    let open = || -> Result<Option<BlobMeta>, Box<dyn std::error::Error>> {
+        let Some(file) = directory.open_existing(&name)? else { return Ok(None) };
+        let (actual, expected) = (file.metadata()?.len(), padded(location) + META_HEADER_BYTES);
+        if actual != expected {
+            return Err(format!("{actual} bytes instead of {expected}").into());
+        }
+        Ok(Some(BlobMeta::open(View::map_file(file.as_fd(), expected)?, blob)?))
+    };
+    open().unwrap_or_else(|error| {
+        let path = directory.path_of(&name);
+        tracing::warn!(path = %path.display(), error = &*error, "chunk table in the cache is damaged; fetched again");
+        None
+    })
+}
+
+/// Decodes a fetched table, keeps it in the cache directory where that works, and opens it.
+fn make(inner: &Inner, blob: &BlobFacts, location: &MetaLocation, stored: &[u8]) -> Result<BlobMeta, ReadError> {
+    let fault = |source| ReadError::Table { blob: blob.index, source };
+    let size = usize::try_from(padded(location) + META_HEADER_BYTES);
+    let plain = usize::try_from(location.uncompressed_bytes);
+    let split = usize::try_from(location.compressed_bytes).ok().and_then(|at| stored.split_at_checked(at));
+    let (Ok(size), Ok(plain), Some((array, header))) = (size, plain, split) else {
+        return Err(fault(RafsError::Unsupported("a chunk table of this size")));
+    };
+    let mut content = vec![0; size];
+    let decoded = codec::decode(location.compressor, array, &mut content[..plain]);
+    decoded.map_err(|source| ReadError::TableData { blob: blob.index, source })?;
+    let header_at = size - META_HEADER_BYTES as usize;
+    content[header_at..].copy_from_slice(header);
+    let kept = inner.directory.as_ref().and_then(|directory| {
+        keep(directory, blob, &content)
+            .inspect_err(|error| {
+                inner.metrics.storage.cache_write_errors.add(1);
+                let error = error as &dyn std::error::Error;
+                tracing::warn!(blob = %blob.id, error, "chunk table is not kept in the cache");
+            })
+            .ok()
+    });
+    BlobMeta::open(kept.unwrap_or_else(|| View::from_bytes(content)), blob).map_err(fault)
+}
+
+/// Writes the table beside the data: under a name of our own first, so that nobody sees half of it.
+fn keep(directory: &Directory, blob: &BlobFacts, content: &[u8]) -> Result<View, CacheError> {
+    static SERIAL: AtomicU64 = AtomicU64::new(0);
+    let name = file_name(blob);
+    let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+    let temporary = format!("{name}.{}-{serial}.tmp", std::process::id());
+    let file = directory.create_temporary(&temporary)?;
+    let write = || {
+        std::os::unix::fs::FileExt::write_all_at(&file, content, 0)?;
+        View::map_file(file.as_fd(), content.len() as u64)
+    };
+    let kept = write()
+        .map_err(|error| directory.failed(&name, error))
+        .and_then(|view| directory.publish(&temporary, &name).map(|()| view));
+    if kept.is_err() {
+        let _ = directory.remove(&temporary);
+    }
+    kept
+}
