@@ -166,6 +166,15 @@ fn every_source_is_in_a_known_room() {
 }
 
 #[test]
+fn every_room_is_on_the_map() {
+    let map = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md")).unwrap();
+    let missing = ROOMS
+        .iter()
+        .filter(|room| ![format!("| `{room}/` |"), format!("| `{room}.rs` |")].iter().any(|row| map.contains(row)));
+    assert_none(&missing.map(|room| format!("{room} is not in ARCHITECTURE.md")).collect::<Vec<_>>());
+}
+
+#[test]
 fn imports_run_downward() {
     let mut complaints = Vec::new();
     for source in sources().iter().filter(|source| !source.is_test()) {
