@@ -65,11 +65,6 @@ impl Image {
 
     /// An image of the tree that `fill` makes in an empty directory.
     pub fn made(fill: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
-        Self::made_with(fill, "zstd")
-    }
-
-    /// The same with another compressor than the default.
-    pub fn made_with(fill: impl FnOnce(&Path) -> Result<()>, compressor: &str) -> Result<Self> {
         let scratch = tempfile::tempdir()?;
         let [source, blobs] = ["source", "blobs"].map(|name| scratch.path().join(name));
         std::fs::create_dir(&source)?;
@@ -78,7 +73,7 @@ impl Image {
         let bootstrap = scratch.path().join("bootstrap");
         if peer().is_none() {
             let made = Command::new(env!("CARGO_BIN_EXE_nydus-image"))
-                .args(["create", "-t", "dir-rafs", "--compressor", compressor])
+                .args(["create", "-t", "dir-rafs"])
                 .arg("-B")
                 .arg(&bootstrap)
                 .arg("-D")

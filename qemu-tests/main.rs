@@ -7,7 +7,6 @@
 mod cpio;
 mod daemon;
 mod documented;
-mod erofs;
 mod guest;
 mod image;
 mod kernels;
@@ -34,7 +33,6 @@ fn main() -> ExitCode {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(kernels::trials());
     trials.extend(documented::trials());
-    trials.extend(erofs::trials());
     trials.extend(lifecycle::trials());
     trials.extend(rootfs::trials());
     trials.extend(overlay::trials());

@@ -75,8 +75,6 @@ pub struct Setup<'a> {
     pub line: Line,
     pub start: Start<'a>,
     pub reset: Reset,
-    /// Read-only disks besides those of the line: /dev/vda and so on.
-    pub disks: &'a [PathBuf],
     pub processors: u32,
     pub request_queues: u32,
 }
@@ -85,7 +83,7 @@ impl<'a> Setup<'a> {
     /// The lean guest: one processor, one request queue, the agent in the initramfs.
     pub fn lean(kernel: Kernel) -> Self {
         let (line, start, reset) = (Line::Lean, Start::Agent, Reset::Ends);
-        Self { kernel, line, start, reset, disks: &[], processors: 1, request_queues: 1 }
+        Self { kernel, line, start, reset, processors: 1, request_queues: 1 }
     }
 }
 
@@ -311,10 +309,6 @@ fn arguments(setup: &Setup<'_>, socket: &Path, directory: &Path) -> Result<Vec<O
     if setup.reset == Reset::Ends {
         words.add("-no-reboot");
     }
-    for (number, disk) in setup.disks.iter().enumerate() {
-        words.add(&format!("-drive if=none,id=disk{number},format=raw,readonly=on,file={}", disk.display()));
-        words.add(&format!("-device virtio-blk-pci,drive=disk{number}"));
-    }
     words.one("-kernel");
     words.one(setup.kernel.vmlinux()?);
     let script = match setup.start {
@@ -329,7 +323,7 @@ fn arguments(setup: &Setup<'_>, socket: &Path, directory: &Path) -> Result<Vec<O
         command_line.push_str(" rdinit=/init");
     }
     // A panic resets at once.
-    command_line.push_str(" panic=-1 reboot=t nydus.modules=virtio_blk,erofs");
+    command_line.push_str(" panic=-1 reboot=t nydus.modules=virtio_blk");
     words.one("-append");
     words.one(command_line);
     Ok(words.0)
