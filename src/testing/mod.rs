@@ -11,6 +11,7 @@ pub mod error;
 pub mod fault;
 pub mod fuse_client;
 pub mod guest;
+pub mod image;
 pub mod lane;
 pub mod make;
 pub mod manifest;
