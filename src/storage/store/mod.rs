@@ -24,6 +24,8 @@ mod ready;
 mod register;
 mod resolve;
 mod table;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 mod upkeep;
 
 use std::path::PathBuf;
