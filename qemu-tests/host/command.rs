@@ -71,7 +71,7 @@ fn failure_is_one_line() -> Result<()> {
         ("create -B out/boot -D out -v 5 src", "--fs-version 5"),
         ("check out/boot", "check"),
         ("merge -B out/boot a b", "merge"),
-        ("-L missing/log create -D out src", "\"missing/log.log\""),
+        ("-L missing/log create -D out src", "missing/log.log"),
     ] {
         let output = nydus_image(scratch.path(), &format!("-l error {arguments}"))?;
         let stderr = String::from_utf8(output.stderr)?;

@@ -2,4 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail at any step")]
 
+mod bad_requests;
+mod bad_rings;
+mod crash;
+mod frontends;
+mod init;
 mod peer;
+mod random;
+mod rogue;
+mod support;
+mod trees;
