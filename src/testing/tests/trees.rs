@@ -1,7 +1,11 @@
 //! Every reference image, whole, byte by byte: cold and warm, few and many requests in flight, on a cache of upstream's.
 
 use std::fs;
+use std::fs::File;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use nydus_vm::testing::driver::Chains;
 use nydus_vm::testing::driver::Notifications;
@@ -84,22 +88,59 @@ fn tree_on_a_cache_of_upstream_is_right_and_the_cache_is_used() {
     for (name, folder) in [("v5-lz4-blake3", "cache"), ("v6-zstd-4k", "cache"), ("v6-lz4-blake3", "cache-partial")] {
         let Some(image) = TestImage::named(name) else { return };
         let home = tempfile::tempdir().unwrap();
-        let cache = home.path().join("cache");
-        fs::create_dir(&cache).unwrap();
-        for entry in fs::read_dir(image.folder.join(folder)).unwrap() {
-            let entry = entry.unwrap();
-            let copy = cache.join(entry.file_name());
-            fs::copy(entry.path(), &copy).unwrap();
-            // The references may be read-only.
-            fs::set_permissions(&copy, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
-        }
+        let cache = copy_cache(&image, folder, home.path());
         let mut config = image.config(&cache);
         if folder == "cache" {
-            // Everything is there: no blob is needed.
-            config["device"]["backend"]["config"]["dir"] = home.path().to_str().unwrap().into();
+            // Everything is in the cache: blobs of the right size without content do not matter.
+            let hollow = home.path().join("hollow");
+            fs::create_dir(&hollow).unwrap();
+            for blob in fs::read_dir(&image.blobs).unwrap() {
+                let blob = blob.unwrap();
+                let file = File::create(hollow.join(blob.file_name())).unwrap();
+                file.set_len(blob.metadata().unwrap().len()).unwrap();
+            }
+            config["device"]["backend"]["config"]["dir"] = hollow.to_str().unwrap().into();
         }
         let daemon = nydusd_with(&image, &config, home.path(), &[]);
         let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
         check(&image, &mut guest, &MANY, "on upstream's cache");
     }
+}
+
+/// A foreign chunk map is a hint only: what is damaged under it is fetched again.
+#[test]
+fn tree_on_a_damaged_cache_of_upstream_is_right() {
+    for (name, folder) in [("v5-lz4-blake3", "cache"), ("v6-zstd-4k", "cache"), ("v6-lz4-blake3", "cache-partial")] {
+        let Some(image) = TestImage::named(name) else { return };
+        let home = tempfile::tempdir().unwrap();
+        let cache = copy_cache(&image, folder, home.path());
+        let mut damaged = 0;
+        for entry in fs::read_dir(&cache).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.to_string_lossy().ends_with(".blob.data") {
+                continue;
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.iter_mut().step_by(1000).for_each(|byte| *byte ^= 0x55);
+            fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+        assert!(damaged > 0, "{name}: no data file in the cache");
+        let daemon = nydusd_with(&image, &image.config(&cache), home.path(), &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(&image, &mut guest, &MANY, "on a damaged cache of upstream");
+    }
+}
+
+fn copy_cache(image: &TestImage, folder: &str, home: &Path) -> PathBuf {
+    let cache = home.join("cache");
+    fs::create_dir(&cache).unwrap();
+    for entry in fs::read_dir(image.folder.join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let copy = cache.join(entry.file_name());
+        fs::copy(entry.path(), &copy).unwrap();
+        // The references may be read-only.
+        fs::set_permissions(&copy, Permissions::from_mode(0o600)).unwrap();
+    }
+    cache
 }
