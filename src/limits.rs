@@ -148,6 +148,8 @@ pub const MAX_META_BYTES: u64 = (1 << 24) * 24;
 pub const MAX_UNALIGNED_BLOB_BYTES: u64 = 1 << 38;
 /// Blobs of one image: v6 has 8-bit device numbers, the v5 builder stops at 256.
 pub const MAX_BLOBS: usize = 256;
+/// Blobs of one v5 image: where its builder stops.
+pub const MAX_V5_BLOBS: usize = 256;
 
 /// Longest blob id: it is a file name (64 characters in v6 by its field).
 pub const MAX_BLOB_ID_BYTES: usize = 255;
@@ -207,3 +209,6 @@ pub const KEPT_LOG_FILES: usize = 10;
 /// How long an ordered shutdown may take before the process ends anyway; the rest of [`SHUTDOWN`] is for the kernel
 /// to take it apart.
 pub const ORDERED_SHUTDOWN: Duration = Duration::from_millis(700);
+
+/// Blobs of one v6 image: device numbers have 8 bits, 0 is the bootstrap, and 255 stays unused (format, section 1.2).
+pub const MAX_V6_DEVICES: u16 = 254;

@@ -189,7 +189,10 @@ fn wrong_values_are_errors_with_path_line_and_what_is_allowed() {
             "version = 2\n[rafs]\nmode = 5\n".to_owned(),
             "rafs.mode: invalid type: integer `5`, expected one of \"direct\", \"cached\" on line 3",
         ),
-        ("version = 2\n[backend]\ntype = \"ftp\"\n".to_owned(), "backend.type: invalid value: a string, expected one of \"localfs\", \"localdisk\""),
+        (
+            "version = 2\n[backend]\ntype = \"ftp\"\n".to_owned(),
+            "backend.type: invalid value: a string, expected one of \"localfs\", \"localdisk\"",
+        ),
         ("{\"version\": 3}".to_owned(), "version: invalid value 3, expected 2 (or 1)"),
         ("{}".to_owned(), "`version` (2) or `device` is missing, expected one of them"),
         ("{\"device\": {}}".to_owned(), "`device.backend.type` is missing, expected one of localfs, localdisk, oss"),

@@ -64,18 +64,11 @@ pub fn install(options: &Options) -> io::Result<()> {
     if OUTPUT.set(output).is_err() {
         return Ok(());
     }
-    let lines = tracing_subscriber::fmt::layer()
-        .event_format(Line::new())
-        .with_ansi(colour)
-        .with_writer(Lines);
+    let lines = tracing_subscriber::fmt::layer().event_format(Line::new()).with_ansi(colour).with_writer(Lines);
     let detail = env::var("RUST_LOG").ok().and_then(|text| EnvFilter::try_new(text).ok());
     let installed = match detail {
-        Some(filter) => tracing::subscriber::set_global_default(
-            Registry::default().with(lines.with_filter(filter)),
-        ),
-        None => tracing::subscriber::set_global_default(
-            Registry::default().with(lines.with_filter(options.level)),
-        ),
+        Some(filter) => tracing::subscriber::set_global_default(Registry::default().with(lines.with_filter(filter))),
+        None => tracing::subscriber::set_global_default(Registry::default().with(lines.with_filter(options.level))),
     };
     if installed.is_ok() && log::set_logger(&Bridge).is_ok() {
         log::set_max_level(as_log_level(LevelFilter::current()));

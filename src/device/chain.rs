@@ -112,7 +112,7 @@ impl Chain {
     fn walk_indirect(&mut self, map: &GuestMap, table: Descriptor) {
         let len = table.len as usize;
         let entries = len / DESCRIPTOR_BYTES;
-        if entries == 0 || len % DESCRIPTOR_BYTES != 0 {
+        if entries == 0 || !len.is_multiple_of(DESCRIPTOR_BYTES) {
             return self.wrong(Fault::BadIndirect);
         }
         let window = map.whole(table.address, len);

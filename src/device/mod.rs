@@ -18,7 +18,7 @@
 //!
 //! Lock order: a worker's buffers, `Shared::fences`, the state of a ring. The lock of a ring is never held over a copy.
 
-#![deny(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+#![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod chain;
 mod ring;
@@ -27,6 +27,21 @@ mod split;
 mod state;
 mod vhost;
 mod worker;
+
+#[cfg(test)]
+mod chain_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod hostile_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod life_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod rig;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod serve_tests;
 
 use std::io;
 use std::os::fd::AsFd;

@@ -70,6 +70,8 @@ thread_local! {
     static CRADLE: RefCell<(Vec<Arc<Ring>>, Vec<Vring>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
+type Unwatch = Box<dyn Fn(RawFd) + Send + Sync>;
+
 /// A ring as vhost-user-backend wants it.
 #[derive(Clone)]
 struct Vring {
@@ -77,7 +79,8 @@ struct Vring {
     mirror: VringMutex<Memory>,
     /// Wakes the worker when the ring must be looked at without a kick.
     doorbell: Arc<OwnedFd>,
-    unwatch: Arc<OnceLock<Box<dyn Fn(RawFd) + Send + Sync>>>,
+    /// Takes a descriptor out of what the worker watches.
+    unwatch: Arc<OnceLock<Unwatch>>,
 }
 
 impl Vring {
@@ -492,7 +495,7 @@ fn watch_doorbells<R: Requests>(
         handler.register_listener(vring.doorbell.as_raw_fd(), EventSet::IN, data)?;
         // Weak: the handler holds the ring.
         let handler: Weak<_> = Arc::downgrade(handler);
-        let unwatch: Box<dyn Fn(RawFd) + Send + Sync> = Box::new(move |fd| {
+        let unwatch: Unwatch = Box::new(move |fd| {
             if let Some(handler) = handler.upgrade() {
                 // Not watched is fine too.
                 let _ = handler.unregister_listener(fd, EventSet::IN, data);

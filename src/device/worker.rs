@@ -197,7 +197,7 @@ fn copy_head(map: &GuestMap, chain: &Chain, buffer: &mut Vec<u8>) -> Copied {
         buffer.resize(4096, 0);
     }
     let mut reader = SpanReader::new(map, &chain.readable);
-    if !buffer.get_mut(..first).is_some_and(|place| reader.read(place).is_ok()) {
+    if buffer.get_mut(..first).is_none_or(|place| reader.read(place).is_err()) {
         return Copied::Part(0);
     }
     let opcode = buffer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);

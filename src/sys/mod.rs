@@ -5,9 +5,9 @@
 
 pub mod bitmap;
 pub mod guard;
-pub mod inherited;
 pub mod guest;
 pub mod handover;
+pub mod inherited;
 pub mod lock;
 pub mod machine;
 pub mod signals;

@@ -11,6 +11,9 @@ pub mod error;
 pub mod fault;
 pub mod fuse_client;
 pub mod guest;
+#[cfg(test)]
+mod house;
+pub mod image;
 pub mod lane;
 pub mod make;
 pub mod manifest;

@@ -24,6 +24,9 @@ mod ready;
 mod register;
 mod resolve;
 mod table;
+#[cfg(test)]
+#[cfg(feature = "testing")]
+mod tests;
 mod upkeep;
 
 use std::path::PathBuf;

@@ -1,5 +1,6 @@
 //! A read that waits for chunks: data, not a thread.
 
+use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use smallvec::SmallVec;
@@ -136,7 +137,10 @@ impl Parked {
         if let Some(store) = self.store.upgrade() {
             store.forget(self.id);
         }
-        done(result);
+        // A reader that panics ends alone: others may wait for the same chunk.
+        if std::panic::catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
+            tracing::error!("the completion of a read panicked");
+        }
     }
 
     fn assemble(&self, store: &Inner, loose: &[Loose]) -> Result<ReadyRead, ReadError> {

@@ -1,0 +1,313 @@
+//! Cache files that are damaged, full, shared, truncated, removed, or left by a process that died.
+
+use std::fs::File;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use crate::storage::cache::CacheError;
+use crate::storage::store::StoreError;
+use crate::testing::fault::Order;
+
+/// Inverts `len` bytes of a file.
+fn damage(path: &Path, offset: u64, len: usize) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, offset).unwrap();
+    bytes.iter_mut().for_each(|byte| *byte = !*byte);
+    file.write_all_at(&bytes, offset).unwrap();
+}
+
+#[test]
+fn reopened_cache_serves_everything_without_backend() {
+    let rig = Rig::new(30);
+    rig.read_right(&rig.open(), &rig.pieces(0..30));
+    let requests = rig.backend.requests();
+    rig.hang();
+    rig.read_right(&rig.open(), &rig.pieces(0..30));
+    rig.read_right(&rig.open_with(|options| options.validate = true), &rig.pieces(0..30));
+    assert_eq!(rig.backend.requests(), requests);
+    assert_eq!(rig.metrics.storage.hints_confirmed.get(), 0, "trusted in the same boot");
+    let mode = |suffix| std::os::unix::fs::PermissionsExt::mode(&rig.file(suffix).metadata().unwrap().permissions());
+    for suffix in [".blob.data", ".blob.data.chunk_map", ".nydus_state"] {
+        assert_eq!(mode(suffix) & 0o7777, 0o600, "{suffix}");
+    }
+}
+
+#[test]
+fn other_boot_verifies_hints_and_fetches_damaged_ones_again() {
+    let rig = Rig::new(30);
+    {
+        let store = rig.open();
+        rig.read_right(&store, &rig.pieces(0..10));
+        // Flushed at the clean end.
+    }
+    {
+        let store = rig.open();
+        rig.read_right(&store, &rig.pieces(10..20));
+        // As after a power cut: no clean end.
+        std::mem::forget(store);
+    }
+    let requests = rig.backend.requests();
+    // Chunks 12 and 13 never reached the disk.
+    damage(&rig.file(".blob.data"), rig.chunks[12].uncompressed_offset + 4000, 2000);
+    let other = |options: &mut StoreOptions| options.boot_id = [2; 16];
+    let store = rig.open_with(other);
+    rig.read_right(&store, &rig.pieces(0..20));
+    assert_eq!(rig.metrics.storage.hints_confirmed.get(), 8);
+    assert_eq!(rig.metrics.storage.hints_refuted.get(), 2);
+    assert_eq!(rig.backend.requests(), requests + 1, "12 and 13 in one request");
+    drop(store);
+    rig.hang();
+    rig.read_right(&rig.open_with(other), &rig.pieces(0..20));
+    assert_eq!(rig.metrics.storage.hints_confirmed.get(), 8, "verified once");
+}
+
+#[test]
+fn damaged_side_file_makes_everything_a_hint() {
+    let rig = Rig::new(10);
+    rig.read_right(&rig.open(), &rig.pieces(0..10));
+    rig.hang();
+    damage(&rig.file(".nydus_state"), 0, 8);
+    rig.read_right(&rig.open(), &rig.pieces(0..10));
+    assert_eq!(rig.metrics.storage.hints_confirmed.get(), 10);
+    File::create(rig.file(".nydus_state")).unwrap();
+    rig.read_right(&rig.open(), &rig.pieces(0..10));
+    assert_eq!(rig.metrics.storage.hints_confirmed.get(), 20);
+}
+
+#[test]
+fn validate_finds_flipped_bits_of_trusted_chunks() {
+    let rig = Rig::new(10);
+    rig.read_right(&rig.open(), &rig.pieces(0..10));
+    damage(&rig.file(".blob.data"), rig.chunks[4].uncompressed_offset, 1);
+    let store = rig.open_with(|options| options.validate = true);
+    rig.read_right(&store, &rig.pieces(0..10));
+    assert_eq!(rig.metrics.storage.digest_mismatches.get(), 1);
+    let requests = rig.backend.requests();
+    rig.read_right(&store, &rig.pieces(0..10));
+    assert_eq!(rig.backend.requests(), requests);
+}
+
+#[test]
+fn replaced_or_missing_data_file_is_not_believed() {
+    let rig = Rig::new(10);
+    let fill = || rig.read_right(&rig.open(), &rig.pieces(0..10));
+    type Replace = fn(&Path);
+    let replacements: [(&str, Replace); 3] = [
+        ("removed", |path| std::fs::remove_file(path).unwrap()),
+        ("emptied", |path| drop(File::create(path).unwrap())),
+        ("replaced", |path| {
+            let len = path.metadata().unwrap().len();
+            let new = path.with_extension("new");
+            File::create(&new).unwrap().set_len(len).unwrap();
+            std::fs::rename(new, path).unwrap();
+        }),
+    ];
+    for (name, replace) in replacements {
+        fill();
+        replace(&rig.file(".blob.data"));
+        let requests = rig.backend.requests();
+        fill();
+        assert!(rig.backend.requests() > requests, "{name}");
+    }
+}
+
+#[test]
+fn unusable_files_are_refused_with_their_name() {
+    let rig = Rig::new(10);
+    let open = || {
+        let chunks = Arc::new(Chunks(rig.chunks.clone()));
+        let backend = Arc::clone(&rig.backend) as Arc<dyn Backend>;
+        Store::open(rig.options.clone(), vec![rig.facts.clone()], chunks, backend, Arc::clone(&rig.metrics))
+    };
+    std::fs::create_dir(rig.cache_dir()).unwrap();
+    std::fs::write(rig.file(".blob.data"), vec![0; rig.plain.len() + 1]).unwrap();
+    let error = open().unwrap_err();
+    let StoreError::Cache(error @ CacheError::TooLong { .. }) = error else { panic!("{error:?}") };
+    let said = error.to_string();
+    assert!(said.contains(&rig.file(".blob.data").display().to_string()) && said.contains("50001"), "{said}");
+    std::fs::remove_file(rig.file(".blob.data")).unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", rig.file(".blob.data")).unwrap();
+    assert!(matches!(open(), Err(StoreError::Cache(CacheError::NotRegular { .. }))));
+    std::fs::remove_file(rig.file(".blob.data")).unwrap();
+    std::fs::write(rig.file(".blob.data.chunk_map"), [0; 17]).unwrap();
+    assert!(matches!(open(), Err(StoreError::Cache(CacheError::MapSize { actual: 17, .. }))));
+}
+
+#[test]
+fn two_stores_on_one_directory_fetch_each_chunk_once() {
+    let rig = Rig::new(20);
+    let (one, two) = (rig.open(), rig.open());
+    rig.hang();
+    let first = read(&one, &[rig.piece(3)]);
+    until("request", || rig.backend.kept() == 1);
+    let second = read(&two, &[rig.piece(3), rig.piece(4)]);
+    until("request for 4", || rig.backend.kept() == 2);
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(is_waiting(&second));
+    rig.backend.release(Order::FirstFirst);
+    assert!(wait(&first).is_ok());
+    assert!(wait(&second).unwrap() == rig.expected(&[rig.piece(3), rig.piece(4)]));
+    assert_eq!(rig.backend.requests(), 2);
+    rig.read_right(&one, &[rig.piece(4)]);
+    assert_eq!(rig.backend.requests(), 2);
+}
+
+#[test]
+fn two_stores_walking_at_once_share_the_work() {
+    let rig = Rig::new(200);
+    let (one, two) = (rig.open(), rig.open_with(|options| options.amplify_bytes = 20_000));
+    rig.backend.set(Fault::Delay(Duration::from_millis(3)));
+    std::thread::scope(|scope| {
+        for store in [&one, &two] {
+            scope.spawn(|| (0..200).for_each(|chunk| rig.read_right(store, &[rig.piece(chunk)])));
+        }
+    });
+    until("everything landed", || rig.metrics.storage.chunks_fetched.get() >= 200);
+    assert_eq!(rig.metrics.storage.chunks_fetched.get(), 200);
+}
+
+#[test]
+fn lock_of_a_dead_process_is_taken_over() {
+    let rig = Rig::new(20);
+    let two = rig.open();
+    rig.hang();
+    let one = rig.open();
+    let first = read(&one, &[rig.piece(3)]);
+    until("request", || rig.backend.kept() == 1);
+    let second = read(&two, &[rig.piece(3)]);
+    std::thread::sleep(Duration::from_millis(30));
+    rig.backend.set(Fault::None);
+    // Its descriptors close; the backend still holds its question.
+    drop(one);
+    assert!(matches!(wait(&first), Err(ReadError::Shutdown)));
+    assert!(wait(&second).unwrap() == rig.expected(&[rig.piece(3)]));
+}
+
+#[test]
+fn store_dropped_in_mid_flight_leaves_a_cache_that_serves_right_bytes() {
+    let rig = Rig::new(100);
+    for round in 0..10 {
+        let store = rig.open_with(|options| options.amplify_bytes = 30_000);
+        rig.backend.set(Fault::Delay(Duration::from_millis(round % 3)));
+        let answers: Vec<_> = (0..10).map(|n| read(&store, &[rig.piece((round as u32 * 13 + n * 7) % 100)])).collect();
+        std::thread::sleep(Duration::from_millis(round / 2));
+        drop(store);
+        for answer in answers {
+            let _ = wait(&answer);
+        }
+    }
+    rig.read_right(&rig.open(), &rig.pieces(0..100));
+    rig.read_right(&rig.open_with(|options| options.boot_id = [9; 16]), &rig.pieces(0..100));
+}
+
+#[test]
+fn truncation_under_the_map_gives_errors_or_right_bytes_and_heals() {
+    // Page aligned and not: the page in which the file ends reads as zeros without a signal.
+    for keep in [0u64, 1, 4096, 9000, 40_000, 49_000] {
+        let rig = Rig::new(10);
+        let (store, other) = (rig.open(), rig.open());
+        rig.read_right(&store, &rig.pieces(0..10));
+        rig.read_right(&other, &rig.pieces(0..10));
+        OpenOptions::new().write(true).open(rig.file(".blob.data")).unwrap().set_len(keep).unwrap();
+        for store in [&store, &other] {
+            for round in 0..4 {
+                for chunk in 0..9 {
+                    let pieces = [rig.piece(chunk)];
+                    match wait(&read(store, &pieces)) {
+                        Ok(bytes) => assert!(bytes == rig.expected(&pieces), "{keep} {round} {chunk}"),
+                        Err(ReadError::Lost(_)) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            }
+            rig.read_right(store, &rig.pieces(0..9));
+        }
+    }
+}
+
+#[test]
+fn truncated_map_and_side_file_cost_only_fetches() {
+    for suffix in [".blob.data.chunk_map", ".nydus_state"] {
+        let rig = Rig::new(10);
+        let store = rig.open();
+        rig.read_right(&store, &rig.pieces(0..5));
+        File::create(rig.file(suffix)).unwrap();
+        rig.read_right(&store, &rig.pieces(0..10));
+        rig.read_right(&store, &rig.pieces(0..10));
+        drop(store);
+        rig.read_right(&rig.open(), &rig.pieces(0..10));
+    }
+}
+
+#[test]
+fn removed_files_are_served_on_and_made_anew_by_others() {
+    let rig = Rig::new(10);
+    let store = rig.open();
+    rig.read_right(&store, &rig.pieces(0..5));
+    std::fs::remove_dir_all(rig.cache_dir()).unwrap();
+    rig.read_right(&store, &rig.pieces(0..10));
+    let other = rig.open();
+    rig.read_right(&other, &rig.pieces(0..10));
+    rig.read_right(&store, &rig.pieces(0..10));
+}
+
+#[test]
+fn data_file_removed_alone_is_not_mixed_up_between_stores() {
+    let rig = Rig::new(10);
+    let store = rig.open();
+    rig.read_right(&store, &rig.pieces(0..5));
+    std::fs::remove_file(rig.file(".blob.data")).unwrap();
+    let other = rig.open();
+    // What the first writes now goes into the file that has no name any more.
+    rig.read_right(&store, &rig.pieces(5..10));
+    rig.read_right(&other, &rig.pieces(0..10));
+}
+
+#[test]
+fn full_disk_serves_from_memory_and_recovers() {
+    let rig = Rig::new(200);
+    let mount = rig.dir.path().join("small");
+    std::fs::create_dir(&mount).unwrap();
+    let mount_at = |size: &str, option: &str| {
+        let mut command = std::process::Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &format!("{option}size={size}"), "tmpfs"]).arg(&mount);
+        command.stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    if !mount_at("128k", "") {
+        eprintln!("SKIPPED full_disk_serves_from_memory_and_recovers: cannot mount a tmpfs here");
+        return;
+    }
+    let store = rig.open_with(|options| options.work_dir = Some(mount.clone()));
+    for _ in 0..2 {
+        for start in (0..200).step_by(20) {
+            rig.read_right(&store, &rig.pieces(start..start + 20));
+        }
+    }
+    let failed = rig.metrics.storage.cache_write_errors.get();
+    let remounted = mount_at("16m", "remount,");
+    rig.read_right(&store, &rig.pieces(0..200));
+    let requests = rig.backend.requests();
+    rig.read_right(&store, &rig.pieces(0..200));
+    let more = rig.backend.requests() - requests;
+    drop(store);
+    let _ = std::process::Command::new("umount").arg(&mount).status();
+    assert!(failed > 0, "the disk was never full");
+    assert!(remounted && more == 0, "everything is cached once there is room");
+}
+
+#[test]
+fn parked_reads_end_with_their_store_though_the_backend_keeps_its_answer() {
+    let rig = Rig::new(10);
+    rig.hang();
+    let store = rig.open();
+    let answer = read(&store, &[rig.piece(1)]);
+    until("request", || rig.backend.kept() == 1);
+    drop(store);
+    assert!(matches!(wait(&answer), Err(ReadError::Shutdown)));
+    // The locks are free although the backend never let go.
+    rig.backend.set(Fault::None);
+    rig.read_right(&rig.open(), &[rig.piece(1)]);
+    assert_eq!(rig.backend.fail_kept(&crate::storage::backend::BackendError::TimedOut), 1);
+}
