@@ -13,6 +13,7 @@ pub mod fuse_client;
 pub mod guest;
 #[cfg(test)]
 mod house;
+pub mod image;
 pub mod lane;
 pub mod make;
 pub mod manifest;

@@ -252,9 +252,9 @@ pub(super) enum When {
 impl From<When> for ZeroMessageOpen {
     fn from(when: When) -> Self {
         match when {
-            When::Auto => Self::Auto,
-            When::On => Self::On,
-            When::Off => Self::Off,
+            When::Auto => Self::WhereSafe,
+            When::On => Self::Always,
+            When::Off => Self::Never,
         }
     }
 }

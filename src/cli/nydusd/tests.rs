@@ -21,7 +21,7 @@ fn documented_line_serves_a_vm_with_the_defaults() {
         after_disconnect: AfterDisconnect::ListenAgain,
         request_queues: 8,
         tag: None,
-        zero_message_open: ZeroMessageOpen::Auto,
+        zero_message_open: ZeroMessageOpen::WhereSafe,
         bootstrap: "B".into(),
         source: ConfigSource::File("C".into()),
         ignored: Vec::new(),
@@ -47,7 +47,7 @@ fn own_options_are_taken() {
     assert_eq!(serve.listen, Listen::Descriptor(3));
     assert_eq!(serve.after_disconnect, AfterDisconnect::End);
     assert_eq!((serve.request_queues, serve.tag.as_deref()), (limits::MAX_REQUEST_QUEUES, Some("nydus")));
-    assert_eq!(serve.zero_message_open, ZeroMessageOpen::Off);
+    assert_eq!(serve.zero_message_open, ZeroMessageOpen::Never);
     assert_eq!(serve.open_files, OpenFiles::LeaveAlone);
     assert_eq!(serve.source, ConfigSource::LocalfsDir("/dir".into()));
     assert_eq!(serve.log, Log { level: LogLevel::Info, file: Some("x".into()), rotation_mib: 5 });

@@ -273,7 +273,8 @@ mod tests {
 
     #[test]
     fn damaged_or_foreign_side_file_is_remade_with_nothing_trusted() {
-        let damage: [(&str, fn(&File)); 4] = [
+        type Damage = fn(&File);
+        let damage: [(&str, Damage); 4] = [
             ("magic", |file| write_all_at(file, b"X", 0).unwrap()),
             ("version", |file| write_all_at(file, &[9], 8).unwrap()),
             ("short", |file| file.set_len(4100).unwrap()),

@@ -24,7 +24,8 @@ mod ready;
 mod register;
 mod resolve;
 mod table;
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;
 mod upkeep;
 

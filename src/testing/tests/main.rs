@@ -2,4 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may fail at any step")]
 
+mod bad_requests;
+mod bad_rings;
+mod crash;
+mod frontends;
+mod init;
+mod parked;
 mod peer;
+mod random;
+mod rogue;
+mod room;
+mod support;
+mod trees;

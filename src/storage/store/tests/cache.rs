@@ -93,7 +93,8 @@ fn validate_finds_flipped_bits_of_trusted_chunks() {
 fn replaced_or_missing_data_file_is_not_believed() {
     let rig = Rig::new(10);
     let fill = || rig.read_right(&rig.open(), &rig.pieces(0..10));
-    let replacements: [(&str, fn(&Path)); 3] = [
+    type Replace = fn(&Path);
+    let replacements: [(&str, Replace); 3] = [
         ("removed", |path| std::fs::remove_file(path).unwrap()),
         ("emptied", |path| drop(File::create(path).unwrap())),
         ("replaced", |path| {

@@ -171,7 +171,8 @@ fn pieces_outside_their_chunk_are_refused_cold_and_warm() {
 
 #[test]
 fn malformed_chunk_facts_fail_only_their_reads() {
-    let changes: [(&str, fn(&mut ChunkFacts)); 6] = [
+    type Change = fn(&mut ChunkFacts);
+    let changes: [(&str, Change); 6] = [
         ("empty", |chunk| chunk.uncompressed_bytes = 0),
         ("huge", |chunk| chunk.uncompressed_bytes = u32::MAX),
         ("nothing stored", |chunk| chunk.compressed_bytes = 0),
