@@ -50,7 +50,7 @@ impl Daemon {
             Some(peer) => {
                 let mut command = Command::new(peer);
                 command.arg(format!("--socket-path={}", socket.display()));
-                command.arg(format!("-osource={},cache=always,xattr", image.source()?.display()));
+                command.arg(format!("-osource={},cache=always,xattr,modcaps=+sys_admin", image.source()?.display()));
                 command
             }
             None => {

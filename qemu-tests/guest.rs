@@ -53,7 +53,8 @@ impl Kernel {
     pub fn initramfs(self, directory: &Path, script: Option<&str>) -> Result<PathBuf> {
         let base = directory.join("base.cpio");
         let maker = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest-images/initramfs");
-        let status = Command::new(maker).arg(self.directory()?).arg(&base).status().context("guest-images/initramfs")?;
+        let status =
+            Command::new(maker).arg(self.directory()?).arg(&base).status().context("guest-images/initramfs")?;
         ensure!(status.success(), "guest-images/initramfs failed");
         let mut bytes = std::fs::read(&base)?;
         bytes.extend_from_slice(walker()?);
@@ -78,7 +79,8 @@ fn walker() -> Result<&'static [u8]> {
     let exe = std::env::current_exe()?;
     let scratch = tempfile::tempdir()?;
     let stripped = scratch.path().join("qemu-tests");
-    let status = Command::new("strip").arg("-o").arg(&stripped).arg(&exe).status().context("strip (package binutils)")?;
+    let status =
+        Command::new("strip").arg("-o").arg(&stripped).arg(&exe).status().context("strip (package binutils)")?;
     ensure!(status.success(), "strip of {} failed", exe.display());
 
     let mut archive = cpio::Writer::new();

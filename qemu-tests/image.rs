@@ -27,14 +27,17 @@ pub struct Image {
 
 /// The folder of reference images, where `NYDUS_REFERENCE_DIR` names one.
 pub fn reference_directory() -> Option<PathBuf> {
-    std::env::var_os("NYDUS_REFERENCE_DIR").filter(|value| !value.is_empty()).map(|value| Path::new(&value).join("images"))
+    std::env::var_os("NYDUS_REFERENCE_DIR")
+        .filter(|value| !value.is_empty())
+        .map(|value| Path::new(&value).join("images"))
 }
 
 impl Image {
     /// The reference image `name`.
     pub fn reference(name: &str) -> Result<Self> {
         let folder = reference_directory().context("NYDUS_REFERENCE_DIR is not set")?.join(name);
-        let text = std::fs::read_to_string(folder.join("manifest.txt")).with_context(|| format!("{name}/manifest.txt"))?;
+        let text =
+            std::fs::read_to_string(folder.join("manifest.txt")).with_context(|| format!("{name}/manifest.txt"))?;
         let mut image = Self {
             bootstrap: folder.join("bootstrap"),
             blobs: folder.join("blobs"),

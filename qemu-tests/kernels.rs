@@ -52,7 +52,10 @@ fn whole_tree(kernel: Kernel, image: &Image) -> Result<()> {
         "for n in 1 2 3 4 5 6 7 8; do /bin/qemu-tests walk /mnt >/tmp/walk.$n & done; wait\n",
         "for n in 2 3 4 5 6 7 8; do cmp /tmp/walk.1 /tmp/walk.$n || exit 1; done",
     ))?;
-    image.expected().compare(&crate::manifest::Manifest::parse(&vm.run("cat /tmp/walk.1")?)?).context("eight walks at once")?;
+    image
+        .expected()
+        .compare(&crate::manifest::Manifest::parse(&vm.run("cat /tmp/walk.1")?)?)
+        .context("eight walks at once")?;
     vm.run("umount /mnt")?;
     vm.power_off()?;
     daemon.stop()

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
 
@@ -30,11 +29,6 @@ impl Manifest {
         Ok(Self(entries))
     }
 
-    /// Paths of regular files that hold something, in order.
-    pub fn files(&self) -> impl Iterator<Item = &str> {
-        self.0.values().filter(|fields| fields[1] == "f" && fields[5] != "0").map(|fields| fields[0].as_str())
-    }
-
     /// The same tree without entries of one type.
     pub fn without_type(mut self, kind: &str) -> Self {
         self.0.retain(|_, fields| fields[1] != kind);
@@ -57,15 +51,11 @@ impl Manifest {
                 }
             }
         }
-        differences.extend(seen.0.keys().filter(|path| !self.0.contains_key(*path)).map(|path| format!("{path}: extra")));
+        differences
+            .extend(seen.0.keys().filter(|path| !self.0.contains_key(*path)).map(|path| format!("{path}: extra")));
         let count = differences.len();
         differences.truncate(SHOWN);
         ensure!(count == 0, "{count} differences:\n{}", differences.join("\n"));
         Ok(())
-    }
-
-    /// The type letter of `path`.
-    pub fn kind(&self, path: &str) -> Result<&str> {
-        Ok(&self.0.get(path).with_context(|| format!("{path} is not in the tree"))?[1])
     }
 }

@@ -59,12 +59,22 @@ pub enum Start<'a> {
     RootOnVirtiofs,
 }
 
+/// What a reset of the guest does: a reboot, or a panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// QEMU ends, and so does the test.
+    Ends,
+    /// The machine starts again on the same connection to the daemon.
+    Restarts,
+}
+
 /// Everything a test decides about a guest.
 #[derive(Clone, Debug)]
 pub struct Setup<'a> {
     pub kernel: Kernel,
     pub line: Line,
     pub start: Start<'a>,
+    pub reset: Reset,
     pub processors: u32,
     pub request_queues: u32,
 }
@@ -72,7 +82,8 @@ pub struct Setup<'a> {
 impl<'a> Setup<'a> {
     /// The lean guest: one processor, one request queue, the agent in the initramfs.
     pub fn lean(kernel: Kernel) -> Self {
-        Self { kernel, line: Line::Lean, start: Start::Agent, processors: 1, request_queues: 1 }
+        let (line, start, reset) = (Line::Lean, Start::Agent, Reset::Ends);
+        Self { kernel, line, start, reset, processors: 1, request_queues: 1 }
     }
 }
 
@@ -295,6 +306,9 @@ fn arguments(setup: &Setup<'_>, socket: &Path, directory: &Path) -> Result<Vec<O
     };
     words.add(&format!("-chardev socket,id=result,path={}/result.sock", directory.display()));
     words.add("-device virtio-serial-pci -device virtserialport,chardev=result,name=result");
+    if setup.reset == Reset::Ends {
+        words.add("-no-reboot");
+    }
     words.one("-kernel");
     words.one(setup.kernel.vmlinux()?);
     let script = match setup.start {
@@ -308,7 +322,7 @@ fn arguments(setup: &Setup<'_>, socket: &Path, directory: &Path) -> Result<Vec<O
         words.one(setup.kernel.initramfs(directory, script)?);
         command_line.push_str(" rdinit=/init");
     }
-    // A panic ends the guest at once, and so the test.
+    // A panic resets at once.
     command_line.push_str(" panic=-1 reboot=t nydus.modules=virtio_blk");
     words.one("-append");
     words.one(command_line);

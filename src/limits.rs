@@ -148,6 +148,8 @@ pub const MAX_META_BYTES: u64 = (1 << 24) * 24;
 pub const MAX_UNALIGNED_BLOB_BYTES: u64 = 1 << 38;
 /// Blobs of one image: v6 has 8-bit device numbers, the v5 builder stops at 256.
 pub const MAX_BLOBS: usize = 256;
+/// Blobs of one v5 image: where its builder stops.
+pub const MAX_V5_BLOBS: usize = 256;
 
 /// Longest blob id: it is a file name (64 characters in v6 by its field).
 pub const MAX_BLOB_ID_BYTES: usize = 255;
@@ -176,6 +178,7 @@ pub const MAX_BACKGROUND: u16 = u16::MAX;
 
 /// What a guest can trigger at will (malformed requests, new sessions) is logged once per this time and kind.
 pub const GUEST_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Paths that the builder takes: each needs an inode of 64 bytes, so no more fit into [`MAX_BOOTSTRAP_BYTES`].
 pub const MAX_PATHS: u32 = 1 << 25;
 
@@ -190,3 +193,28 @@ pub const FAULT_SAMPLE_READS: u32 = 64;
 
 /// Shortest time between two doubts about the page cache; each makes every chunk be probed once more.
 pub const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
+/// Open files wished for when `--rlimit-nofile` is not given, as upstream.
+pub const DEFAULT_OPEN_FILES: u64 = 1_000_000;
+
+/// Open files left to the rest of the machine: never more than `fs.file-max` less this, as upstream.
+pub const SPARED_OPEN_FILES: u64 = 16384;
+
+/// Bytes of a mount tag: the field of the device's configuration space (virtio 1.3, 5.11.4).
+pub const MAX_TAG_BYTES: usize = 36;
+
+/// Lines of one call site in the log per [`LOG_WINDOW`]: what a guest or a server can trigger without end must not
+/// fill the disk of the host.
+pub const LOG_BURST: u32 = 50;
+
+/// See [`LOG_BURST`].
+pub const LOG_WINDOW: Duration = Duration::from_secs(60);
+
+/// Log files that are kept beside the current one, as upstream.
+pub const KEPT_LOG_FILES: usize = 10;
+
+/// How long an ordered shutdown may take before the process ends anyway; the rest of [`SHUTDOWN`] is for the kernel
+/// to take it apart.
+pub const ORDERED_SHUTDOWN: Duration = Duration::from_millis(700);
+
+/// Blobs of one v6 image: device numbers have 8 bits, 0 is the bootstrap, and 255 stays unused (format, section 1.2).
+pub const MAX_V6_DEVICES: u16 = 254;

@@ -26,8 +26,8 @@ use super::output::Output;
 use super::wire::BLOB_META_MAGIC;
 use super::wire::BLOCK;
 use super::wire::BlobMetaHeader;
-use crate::limits::MAX_BLOB_COMPRESSED_BYTES;
-use crate::limits::MAX_BLOB_UNCOMPRESSED_BYTES;
+use crate::limits::MAX_BLOB_BYTES;
+use crate::limits::MAX_BLOB_FILE_BYTES;
 use crate::limits::MAX_CHUNKS_PER_BLOB;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digest;
@@ -119,17 +119,16 @@ impl BlobWriter {
             Entry::Vacant(place) => place.insert(index),
         };
         let end = self.uncompressed_end + u64::from(uncompressed_bytes);
-        if index >= MAX_CHUNKS_PER_BLOB || end.next_multiple_of(BLOCK) >= MAX_BLOB_UNCOMPRESSED_BYTES {
+        if index >= MAX_CHUNKS_PER_BLOB || end.next_multiple_of(BLOCK) >= MAX_BLOB_BYTES {
             let what = format!("chunk {index} that ends at {end:#x} of the uncompressed data");
-            let limit =
-                format!("{MAX_CHUNKS_PER_BLOB} chunks of {MAX_BLOB_UNCOMPRESSED_BYTES:#x} bytes, try larger chunks");
+            let limit = format!("{MAX_CHUNKS_PER_BLOB} chunks of {MAX_BLOB_BYTES:#x} bytes, try larger chunks");
             return Err(BuildError::format(path, what, limit));
         }
 
         let compress_error = |source| BuildError::Compress { path: path.to_path_buf(), source };
         let stored = self.encoder.compress(plain).map_err(compress_error)?.unwrap_or(plain);
-        if self.written + stored.len() as u64 > MAX_BLOB_COMPRESSED_BYTES {
-            let limit = format!("{MAX_BLOB_COMPRESSED_BYTES:#x} bytes of compressed data");
+        if self.written + stored.len() as u64 > MAX_BLOB_FILE_BYTES {
+            let limit = format!("{MAX_BLOB_FILE_BYTES:#x} bytes of compressed data");
             return Err(BuildError::format(path, "no room in the blob", limit));
         }
         self.chunks.push(StoredChunk {

@@ -3,7 +3,8 @@
 //! What upstream knows and this program does not build is parsed and then refused with one line, so that a script
 //! learns at once which of its options matters.
 
-pub mod progress;
+mod progress;
+mod run;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,6 +13,9 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
+use tracing::level_filters::LevelFilter;
+
+pub use run::run;
 
 use crate::builder::ChunkBytes;
 use crate::builder::Options;
@@ -45,7 +49,7 @@ pub enum LogLevel {
     Error,
 }
 
-impl From<LogLevel> for tracing::Level {
+impl From<LogLevel> for LevelFilter {
     fn from(level: LogLevel) -> Self {
         match level {
             LogLevel::Trace => Self::TRACE,

@@ -1,3 +1,4 @@
-//! Command lines: what users type, parsed with clap and checked, and nothing else.
+//! Command lines: what users type, parsed with clap and checked, and what comes back to them: one line and an exit code.
 
 pub mod image;
+pub mod nydusd;

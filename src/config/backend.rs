@@ -5,10 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
-
 use super::value::Endpoint;
 use super::value::Secret;
+use super::value::choice;
 
 /// A backend: the place, and what all backends know. Timeouts, retries and routes have no effect on local places.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,18 +70,18 @@ pub enum Source {
 }
 
 /// Scheme of a URL.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Scheme {
     /// Left empty.
     #[default]
-    #[serde(rename = "")]
     Unstated,
     /// `http`.
     Http,
     /// `https`.
     Https,
 }
+
+choice!(Scheme { "http" => Http, "https" => Https, "" => Unstated });
 
 /// A bucket of an object store.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -167,7 +167,7 @@ fn wrong_values_are_errors_with_path_line_and_what_is_allowed() {
         (v1("\"auth\": 12345"), "device.backend.config.auth: invalid type: a number, expected a string on line 6"),
         (
             v1("\"scheme\": \"ftp\""),
-            "device.backend.config.scheme: unknown variant `ftp`, expected one of ``, `http`, `https` on line 6",
+            "device.backend.config.scheme: invalid value: a string, expected one of \"http\", \"https\", \"\" on line 6",
         ),
         (
             v1("\"mirrors\": [{\"host\": \"http://a\"}], \"proxy\": {\"url\": \"http://b\"}"),
@@ -187,9 +187,12 @@ fn wrong_values_are_errors_with_path_line_and_what_is_allowed() {
         ),
         (
             "version = 2\n[rafs]\nmode = 5\n".to_owned(),
-            "rafs.mode: invalid type: integer `5`, expected `direct` or `cached` on line 3",
+            "rafs.mode: invalid type: integer `5`, expected one of \"direct\", \"cached\" on line 3",
         ),
-        ("version = 2\n[backend]\ntype = \"ftp\"\n".to_owned(), "backend.type: unknown variant `ftp`"),
+        (
+            "version = 2\n[backend]\ntype = \"ftp\"\n".to_owned(),
+            "backend.type: invalid value: a string, expected one of \"localfs\", \"localdisk\"",
+        ),
         ("{\"version\": 3}".to_owned(), "version: invalid value 3, expected 2 (or 1)"),
         ("{}".to_owned(), "`version` (2) or `device` is missing, expected one of them"),
         ("{\"device\": {}}".to_owned(), "`device.backend.type` is missing, expected one of localfs, localdisk, oss"),

@@ -148,6 +148,38 @@ impl<'de, const MAX: u64> Deserialize<'de> for UpTo<MAX> {
     }
 }
 
+/// Words that stand for values, for `Deserialize`: the error then says which there are, whatever was written instead.
+macro_rules! choice {
+    ($type:ident { $($word:literal => $variant:ident),+ $(,)? }) => {
+        impl<'de> serde::Deserialize<'de> for $type {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_str($crate::config::value::Word(&[$(($word, Self::$variant)),+]))
+            }
+        }
+    };
+}
+pub(super) use choice;
+
+/// Visits one of the words.
+pub(super) struct Word<T: 'static>(pub(super) &'static [(&'static str, T)]);
+
+impl<T: Copy> Visitor<'_> for Word<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one of")?;
+        self.0.iter().enumerate().try_for_each(|(at, (word, _))| {
+            let separator = if at == 0 { " " } else { ", " };
+            write!(f, "{separator}\"{word}\"")
+        })
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+        let found = self.0.iter().find(|(word, _)| *word == text);
+        found.map(|(_, value)| *value).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
 /// A table whose fields have rules among each other.
 pub(super) trait Check {
     /// Refuses combinations that make no sense, naming the fields and what is allowed.

@@ -24,6 +24,7 @@ use super::value::Checked;
 use super::value::Endpoint;
 use super::value::Secret;
 use super::value::UpTo;
+use super::value::choice;
 use crate::limits;
 
 pub(super) type Seconds = UpTo<{ u32::MAX as u64 }>;
@@ -58,8 +59,7 @@ impl Base<'_> {
 }
 
 /// The kinds of backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Localfs,
     Localdisk,
@@ -68,6 +68,15 @@ pub(super) enum Kind {
     Registry,
     HttpProxy,
 }
+
+choice!(Kind {
+    "localfs" => Localfs,
+    "localdisk" => Localdisk,
+    "oss" => Oss,
+    "s3" => S3,
+    "registry" => Registry,
+    "http-proxy" => HttpProxy,
+});
 
 impl Kind {
     pub(super) const ALLOWED: &str = "one of localfs, localdisk, oss, s3, registry, http-proxy";
@@ -376,8 +385,7 @@ impl CacheFiles {
 }
 
 /// How metadata is held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
     /// The bootstrap file is mapped.
     #[default]
@@ -386,14 +394,21 @@ pub enum Mode {
     Cached,
 }
 
+choice!(Mode { "direct" => Direct, "cached" => Cached });
+
 /// The kinds of cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum CacheKind {
     #[default]
-    #[serde(rename = "dummycache", alias = "")]
     None,
-    #[serde(rename = "blobcache", alias = "filecache")]
     Files,
-    #[serde(rename = "fscache")]
     Fscache,
 }
+
+choice!(CacheKind {
+    "blobcache" => Files,
+    "filecache" => Files,
+    "fscache" => Fscache,
+    "dummycache" => None,
+    "" => None,
+});

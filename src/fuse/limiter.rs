@@ -7,7 +7,7 @@ use std::time::Instant;
 
 /// Lets one event through per interval and counts the others.
 #[derive(Debug)]
-pub(super) struct Limiter {
+pub(crate) struct Limiter {
     started: Instant,
     interval: Duration,
     /// Milliseconds since `started` before which nothing passes.
@@ -16,12 +16,12 @@ pub(super) struct Limiter {
 }
 
 impl Limiter {
-    pub(super) fn new(interval: Duration) -> Self {
+    pub(crate) fn new(interval: Duration) -> Self {
         Self { started: Instant::now(), interval, next_ms: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
     /// Whether an event may be logged now, and how many were not since the last one that was.
-    pub(super) fn pass(&self) -> Option<u64> {
+    pub(crate) fn pass(&self) -> Option<u64> {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let now = millis(self.started.elapsed());
         // Relaxed: an event too many or too few in the log hurts nobody.

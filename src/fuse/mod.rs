@@ -10,7 +10,7 @@ mod decode;
 mod directory;
 pub mod filesystem;
 mod init;
-mod limiter;
+pub(crate) mod limiter;
 pub mod name;
 pub mod opcode;
 pub mod operation;

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
+use std::time::Duration;
+use std::time::Instant;
 
 use rustix::io::Errno;
 use zerocopy::FromBytes;
@@ -50,6 +52,21 @@ impl Record {
         let endings = self.0.lock().unwrap();
         assert_eq!(endings.len(), 1, "exactly one completion: {endings:?}");
         endings[0].clone()
+    }
+
+    /// The one ending, once it has come.
+    pub(crate) fn wait(&self) -> Ending {
+        let started = Instant::now();
+        while !self.is_complete() {
+            assert!(started.elapsed() < Duration::from_secs(30), "no completion");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.only()
+    }
+
+    /// Whether there is an ending.
+    pub(crate) fn is_complete(&self) -> bool {
+        !self.0.lock().unwrap().is_empty()
     }
 }
 

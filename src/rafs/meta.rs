@@ -364,4 +364,21 @@ mod tests {
         let outcome = BlobMeta::open(View::from_bytes(file_of(&outside, &blob)), &blob);
         assert!(matches!(outcome, Err(RafsError::Malformed { field: "chunk compressed offset", .. })), "{outcome:?}");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn open_of_any_array_gives_chunks_inside_the_blob_or_an_error(
+            array in proptest::collection::vec(proptest::prelude::any::<u8>(), 48),
+            is_v2 in proptest::prelude::any::<bool>(),
+        ) {
+            let (features, chunks) = if is_v2 { (feature::CHUNK_INFO_V2, 2) } else { (0, 3) };
+            let blob = blob_of(&array, features, chunks);
+            if let Ok(meta) = BlobMeta::open(View::from_bytes(file_of(&array, &blob)), &blob) {
+                for chunk in 0..chunks {
+                    let facts = meta.chunk(chunk).unwrap();
+                    assert!(facts.compressed_offset + u64::from(facts.compressed_bytes) <= blob.data_bytes);
+                }
+            }
+        }
+    }
 }

@@ -28,6 +28,10 @@ pub mod toc;
 mod v5;
 mod v6;
 
+use std::cmp::Ordering;
+
+use crate::sys::view::View;
+
 /// What is wrong with an image, or with a question to it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RafsError {
@@ -83,6 +87,19 @@ fn is_legal_name(name: &[u8]) -> bool {
     // No early exit, so that it runs on vectors: names are short.
     let bad = name.iter().fold(false, |bad, &byte| bad | (byte == b'/') | (byte == 0));
     !name.is_empty() && name.len() <= crate::limits::MAX_NAME_BYTES && !bad
+}
+
+/// Orders the name of `len` bytes at `at` against `name`. Most names are short, and take one copy to a small buffer.
+#[inline]
+fn compare_name(view: &View, at: u64, len: u64, name: &[u8]) -> Result<Ordering, RafsError> {
+    let mut buffer = [0u8; 32];
+    match usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)) {
+        Some(short) => {
+            view.copy_at(at, short)?;
+            Ok((*short).cmp(name))
+        }
+        None => Ok(view.compare_at(at, len, name)?),
+    }
 }
 
 /// Checks that no two of the named parts overlap (section 14, rule 1). Empty parts overlap nothing.

@@ -96,28 +96,30 @@ fn chunk_record(index: u32, file_offset: u64) -> Vec<u8> {
     record
 }
 
-/// A v5 image of `children` in the root, sha256, one blob `blob`, with right digests.
-pub(super) fn v5(children: &[Node]) -> Vec<u8> {
-    struct Row<'a> {
-        node: &'a Node,
-        parent: u32,
-        children: (u32, u32),
-        digest: [u8; 32],
+/// One inode record of a v5 image in the making.
+struct Row<'a> {
+    node: &'a Node,
+    parent: u32,
+    /// Index of the first child, and their number.
+    children: (u32, u32),
+    digest: [u8; 32],
+}
+
+/// Gives the children of row `dir`, and all below, their indexes.
+fn number<'a>(rows: &mut Vec<Row<'a>>, dir: usize) {
+    let Content::Dir(children) = &rows[dir].node.content else { return };
+    let first = rows.len();
+    rows[dir].children = (if children.is_empty() { 0 } else { first as u32 + 1 }, children.len() as u32);
+    for node in children {
+        rows.push(Row { node, parent: dir as u32 + 1, children: (0, 0), digest: [0; 32] });
     }
-    fn number<'a>(rows: &mut Vec<Row<'a>>, dir: usize) {
-        let Content::Dir(children) = &rows[dir].node.content else { return };
-        let first = rows.len();
-        rows[dir].children = (if children.is_empty() { 0 } else { first as u32 + 1 }, children.len() as u32);
-        for node in children {
-            rows.push(Row { node, parent: dir as u32 + 1, children: (0, 0), digest: [0; 32] });
-        }
-        for child in first..first + children.len() {
-            number(rows, child);
-        }
+    for child in first..first + children.len() {
+        number(rows, child);
     }
-    let root = node("/", Content::Dir(children.to_vec()));
-    let mut rows = vec![Row { node: &root, parent: 0, children: (0, 0), digest: [0; 32] }];
-    number(&mut rows, 0);
+}
+
+/// Fills in the digests: children come behind their directory, so from the end.
+fn digest_rows(rows: &mut [Row<'_>]) {
     for row in (0..rows.len()).rev() {
         let input: Vec<u8> = match &rows[row].node.content {
             Content::Dir(_) => {
@@ -130,6 +132,14 @@ pub(super) fn v5(children: &[Node]) -> Vec<u8> {
         };
         rows[row].digest = sha2::Sha256::digest(&input).into();
     }
+}
+
+/// A v5 image of `children` in the root, sha256, one blob `blob`, with right digests.
+pub(super) fn v5(children: &[Node]) -> Vec<u8> {
+    let root = node("/", Content::Dir(children.to_vec()));
+    let mut rows = vec![Row { node: &root, parent: 0, children: (0, 0), digest: [0; 32] }];
+    number(&mut rows, 0);
+    digest_rows(&mut rows);
 
     let mut image = vec![0; 8192 + rows.len() * 4];
     pad(&mut image, 8);
@@ -142,48 +152,9 @@ pub(super) fn v5(children: &[Node]) -> Vec<u8> {
     put(&mut image, extended + 8, &(u64::from(CHUNKS) * CHUNK).to_le_bytes());
     put(&mut image, extended + 16, &(u64::from(CHUNKS) * CHUNK).to_le_bytes());
     for (slot, row) in rows.iter().enumerate() {
-        let at = image.len();
-        put(&mut image, 8192 + slot * 4, &((at / 8) as u32).to_le_bytes());
-        let (size, nlink, symlink, rdev) = match &row.node.content {
-            Content::Dir(children) => (4096, 2 + subdirectories(children), 0, 0),
-            Content::File(_, size) => (*size, 1, 0, 0),
-            Content::Link(target) => (target.len() as u64, 1, target.len(), 0),
-            Content::Device(rdev) => (0, 1, 0, *rdev),
-        };
-        let chunks = if let Content::File(chunks, _) = &row.node.content { chunks.as_slice() } else { &[] };
-        let count = if chunks.is_empty() { row.children.1 } else { chunks.len() as u32 };
-        put(&mut image, at, &row.digest);
-        put(&mut image, at + 32, &u64::from(row.parent).to_le_bytes());
-        put(&mut image, at + 40, &(slot as u64 + 1).to_le_bytes());
-        put(&mut image, at + 60, &mode(&row.node.content).to_le_bytes());
-        put(&mut image, at + 64, &size.to_le_bytes());
-        put(&mut image, at + 80, &(u64::from(!row.node.xattrs.is_empty()) * 4).to_le_bytes());
-        put(&mut image, at + 88, &nlink.to_le_bytes());
-        put(&mut image, at + 92, &row.children.0.to_le_bytes());
-        put(&mut image, at + 96, &count.to_le_bytes());
-        put(&mut image, at + 100, &(row.node.name.len() as u16).to_le_bytes());
-        put(&mut image, at + 102, &(symlink as u16).to_le_bytes());
-        put(&mut image, at + 104, &rdev.to_le_bytes());
-        put(&mut image, at + 120, &[0; 8]);
-        image.extend_from_slice(&row.node.name);
-        pad(&mut image, 8);
-        if let Content::Link(target) = &row.node.content {
-            image.extend_from_slice(target.as_bytes());
-            pad(&mut image, 8);
-        }
-        if !row.node.xattrs.is_empty() {
-            let mut pairs = Vec::new();
-            for (name, value) in &row.node.xattrs {
-                pairs.extend_from_slice(&(name.len() as u32 + 1 + value.len() as u32).to_le_bytes());
-                pairs.extend_from_slice(format!("{name}\0{value}").as_bytes());
-            }
-            image.extend_from_slice(&(pairs.len() as u64).to_le_bytes());
-            image.extend_from_slice(&pairs);
-            pad(&mut image, 8);
-        }
-        for (number, &chunk) in chunks.iter().enumerate() {
-            image.extend_from_slice(&chunk_record(chunk, number as u64 * CHUNK));
-        }
+        let number = (image.len() / 8) as u32;
+        put(&mut image, 8192 + slot * 4, &number.to_le_bytes());
+        append_record(&mut image, slot, row);
     }
     let count = rows.len() as u32;
     for (at, word) in [
@@ -203,6 +174,50 @@ pub(super) fn v5(children: &[Node]) -> Vec<u8> {
         put(&mut image, at, &u32::to_le_bytes(word));
     }
     image
+}
+
+fn append_record(image: &mut Vec<u8>, slot: usize, row: &Row<'_>) {
+    let at = image.len();
+    let (size, nlink, symlink, rdev) = match &row.node.content {
+        Content::Dir(children) => (4096, 2 + subdirectories(children), 0, 0),
+        Content::File(_, size) => (*size, 1, 0, 0),
+        Content::Link(target) => (target.len() as u64, 1, target.len(), 0),
+        Content::Device(rdev) => (0, 1, 0, *rdev),
+    };
+    let chunks = if let Content::File(chunks, _) = &row.node.content { chunks.as_slice() } else { &[] };
+    let count = if chunks.is_empty() { row.children.1 } else { chunks.len() as u32 };
+    put(image, at, &row.digest);
+    put(image, at + 32, &u64::from(row.parent).to_le_bytes());
+    put(image, at + 40, &(slot as u64 + 1).to_le_bytes());
+    put(image, at + 60, &mode(&row.node.content).to_le_bytes());
+    put(image, at + 64, &size.to_le_bytes());
+    put(image, at + 80, &(u64::from(!row.node.xattrs.is_empty()) * 4).to_le_bytes());
+    put(image, at + 88, &nlink.to_le_bytes());
+    put(image, at + 92, &row.children.0.to_le_bytes());
+    put(image, at + 96, &count.to_le_bytes());
+    put(image, at + 100, &(row.node.name.len() as u16).to_le_bytes());
+    put(image, at + 102, &(symlink as u16).to_le_bytes());
+    put(image, at + 104, &rdev.to_le_bytes());
+    put(image, at + 120, &[0; 8]);
+    image.extend_from_slice(&row.node.name);
+    pad(image, 8);
+    if let Content::Link(target) = &row.node.content {
+        image.extend_from_slice(target.as_bytes());
+        pad(image, 8);
+    }
+    if !row.node.xattrs.is_empty() {
+        let mut pairs = Vec::new();
+        for (name, value) in &row.node.xattrs {
+            pairs.extend_from_slice(&(name.len() as u32 + 1 + value.len() as u32).to_le_bytes());
+            pairs.extend_from_slice(format!("{name}\0{value}").as_bytes());
+        }
+        image.extend_from_slice(&(pairs.len() as u64).to_le_bytes());
+        image.extend_from_slice(&pairs);
+        pad(image, 8);
+    }
+    for (number, &chunk) in chunks.iter().enumerate() {
+        image.extend_from_slice(&chunk_record(chunk, number as u64 * CHUNK));
+    }
 }
 
 /// Where the parts of [`v6`] images begin.

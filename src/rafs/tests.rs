@@ -6,10 +6,13 @@ use smallvec::SmallVec;
 use super::RafsError;
 use super::check;
 use super::detect;
+use super::detect::Content as Holds;
 use super::facts::Piece;
 use super::image::Image;
 use super::image::OpenOptions;
+use super::image::Version;
 use super::seek::Whence;
+use super::tar;
 use super::test_images;
 use super::test_images::CHUNK;
 use super::test_images::CHUNKS;
@@ -17,6 +20,7 @@ use super::test_images::Content;
 use super::test_images::LAST_CHUNK;
 use super::test_images::V6_BLOB_TABLE;
 use super::test_images::node;
+use super::toc::Section;
 use crate::sys::view::View;
 
 const OPTIONS: OpenOptions = OpenOptions { placeholder_id: None };
@@ -304,6 +308,88 @@ fn chunk_described_in_two_ways_is_refused() {
         let outcome = open(&patched(bytes, &[(at, &[value])])).unwrap().chunk_index().err();
         assert!(matches!(outcome, Some(RafsError::Malformed { field: "chunk record", .. })), "{outcome:?}");
     }
+}
+
+#[test]
+fn v5_xattrs_of_the_format_description_are_read() {
+    let text = "2b00000000000000 13000000 747275737465642e74 00 726f6f74206f6e6c79 \
+                10000000 73656375726974792e666f6f 00 626172 0000000000";
+    let mut file = node("a", Content::File(vec![], 0));
+    // A table of the same size, to be overwritten.
+    file.xattrs = vec![("user.aaa", "aaaaaaaaaa"), ("user.bbb", "bbbbbbb")];
+    let mut bytes = test_images::v5(&[file]);
+    let at = bytes.windows(8).position(|window| window == b"user.aaa").unwrap() - 12;
+    assert_eq!(bytes[at], 0x2b, "the made table");
+    bytes.truncate(at);
+    bytes.extend_from_slice(&hex::decode(text.replace(' ', "")).unwrap());
+    let image = open(&bytes).unwrap();
+    let facts = image.inode(resolve(&image, "a")).unwrap();
+    assert_eq!(image.xattr_names(&facts).unwrap(), b"trusted.t\0security.foo\0");
+    assert_eq!(image.xattr(&facts, b"trusted.t").unwrap(), Some(b"root only".to_vec()));
+    assert_eq!(image.xattr(&facts, b"security.foo").unwrap(), Some(b"bar".to_vec()));
+}
+
+#[test]
+fn hard_links_of_v5_lead_to_the_first_record() {
+    let file = |name| node(name, Content::File(vec![15], LAST_CHUNK));
+    let dir = node("dir", Content::Dir(vec![]));
+    let good = test_images::v5(&[dir, file("one"), file("two")]);
+    let record = |name: &[u8]| good.windows(name.len()).position(|window| window == name).unwrap() - 128;
+    let (one, two) = (record(b"one\0\0\0\0\0"), record(b"two\0\0\0\0\0"));
+    let linked = patched(&good, &[(two + 40, &[3]), (one + 88, &[2]), (two + 88, &[2])]);
+    let image = open(&linked).unwrap();
+    assert_eq!((resolve(&image, "one"), resolve(&image, "two")), (3, 3));
+    let seen = check::walk(&image).unwrap();
+    assert_eq!((seen.paths, seen.inodes, seen.chunks), (4, 3, 1));
+    image.verify_tree().unwrap();
+    assert!(image.inode(4).is_err(), "the later record is no inode of the mount");
+
+    // A link to a directory, and one whose content differs from the first.
+    let outcome = open(&patched(&linked, &[(two + 40, &[2])])).and_then(|image| check::walk(&image));
+    assert!(matches!(outcome, Err(RafsError::Malformed { field: "inode number", .. })), "{outcome:?}");
+    let other =
+        test_images::v5(&[node("dir", Content::Dir(vec![])), file("one"), node("two", Content::File(vec![0], CHUNK))]);
+    let image = open(&patched(&other, &[(two + 40, &[3])])).unwrap();
+    assert!(matches!(image.verify_tree(), Err(RafsError::Malformed { field: "inode digest", .. })));
+}
+
+#[test]
+fn image_without_blobs_opens() {
+    let [_, good] = samples();
+    let image = open(&patched(&good, &[(1110, &[0]), (1168, &[0; 4]), (1169, &[0]), (1184, &[0; 4])])).unwrap();
+    assert_eq!((image.blobs().len(), image.totals().data_bytes), (0, 0));
+    assert!(image.chunk_index().unwrap().is_empty());
+    let facts = image.inode(resolve(&image, "many/file-00499")).unwrap();
+    image.plan(&facts, 0..1, &mut SmallVec::new()).unwrap();
+    let facts = image.inode(resolve(&image, "tail")).unwrap();
+    assert!(image.plan(&facts, 0..1, &mut SmallVec::new()).is_err());
+}
+
+#[test]
+fn detect_tells_what_a_file_holds() {
+    let [v5, v6] = samples();
+    let detect = |bytes: &[u8]| detect::detect(&View::from_bytes(bytes.to_vec())).unwrap();
+    assert_eq!(detect(&v5), Holds::Bootstrap(Version::V5));
+    assert_eq!(detect(&v6), Holds::Bootstrap(Version::V6));
+    assert_eq!(detect(&[0x1f, 0x8b, 8, 0]), Holds::Gzip);
+    for other in [&b""[..], b"x", &[0; 4096]] {
+        assert_eq!(detect(other), Holds::Other);
+    }
+    // A plain EROFS image is none of ours.
+    assert_eq!(detect(&patched(&v6, &[(1032, &[0; 4])])), Holds::Other);
+
+    // An inlined blob without chunks starts with a superblock: the tail decides.
+    let mut inlined = v6.clone();
+    inlined.extend_from_slice(&tar::header("image.boot", v6.len() as u64));
+    assert_eq!(detect(&inlined), Holds::Inside(Section::plain(0, v6.len() as u64)));
+
+    let mut layer = tar::header("image/", 0).to_vec();
+    layer.extend_from_slice(&tar::header("image/other", 700));
+    layer.resize(512 + 512 + 1024, 1);
+    layer.extend_from_slice(&tar::header("./image/image.boot", v6.len() as u64));
+    layer.extend_from_slice(&v6);
+    layer.resize(layer.len().next_multiple_of(512) + 1024, 0);
+    assert_eq!(detect(&layer), Holds::Inside(Section::plain(2560, v6.len() as u64)));
 }
 
 /// The error of walking `good` with `bytes` at `at`.

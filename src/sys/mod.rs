@@ -6,7 +6,11 @@
 pub mod bitmap;
 pub mod faults;
 pub mod guard;
+pub mod guest;
+pub mod handover;
+pub mod inherited;
 pub mod lock;
 pub mod machine;
+pub mod signals;
 pub mod sink;
 pub mod view;

@@ -43,7 +43,6 @@ pub enum ViewError {
 }
 
 /// Raw memory and what keeps it alive. The fields drop in this order: the guard ends before the unmap.
-#[derive(Debug)]
 struct Region {
     watch: Option<Watch>,
     start: *const u8,
@@ -51,7 +50,6 @@ struct Region {
     backing: Backing,
 }
 
-#[derive(Debug)]
 enum Backing {
     /// Keeps the bytes that `start` points to alive.
     Owned(#[expect(dead_code, reason = "held for its memory")] Box<[u8]>),
@@ -76,11 +74,18 @@ impl Drop for Region {
 }
 
 /// A read-only window over bytes; cheap to clone, safe to share.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct View {
     region: Arc<Region>,
     start: usize,
     len: usize,
+}
+
+impl std::fmt::Debug for View {
+    /// Shows the size, not the bytes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View").field("len", &self.len).finish_non_exhaustive()
+    }
 }
 
 impl View {

@@ -3,15 +3,19 @@
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use super::driver::Chains;
 use super::driver::Notifications;
 use super::driver::Queue;
 use super::driver::QueueOptions;
+use super::driver::wait_readable;
 use super::error::HarnessError;
 use super::fuse_client::InitReply;
 use super::fuse_client::Request;
 use super::fuse_client::init_flag;
+use super::lane::Done;
 use super::lane::Lane;
 use super::lane::LaneOptions;
 use super::lane::Mode;
@@ -223,6 +227,41 @@ impl Guest {
     /// As [`Lane::call`].
     pub fn call(&mut self, request: &Request) -> Result<Reply, HarnessError> {
         self.lanes[1].call(request)
+    }
+
+    /// Waits for a completion on any queue; the queue's index and the completion.
+    ///
+    /// # Errors
+    /// [`HarnessError::Timeout`] after `patience`, [`HarnessError::Violation`] when the daemon broke a rule.
+    pub fn wait_any(&mut self, patience: Duration) -> Result<(usize, Done), HarnessError> {
+        let start = Instant::now();
+        loop {
+            for (index, lane) in self.lanes.iter_mut().enumerate() {
+                if let Some(done) = lane.complete()? {
+                    return Ok((index, done));
+                }
+            }
+            let left = patience.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return Err(HarnessError::Timeout { what: "a completion".into(), waited: patience });
+            }
+            if self.options.mode == Mode::Poll {
+                std::thread::yield_now();
+                continue;
+            }
+            let used = self.lanes.iter_mut().map(|lane| lane.queue().arm(1)).filter(|used| *used).count();
+            if used == 0 {
+                let calls: Vec<_> = self.lanes.iter().map(|lane| lane.ring().call_fd()).collect();
+                let came = wait_readable(&calls, left)?;
+                let lost = !came && self.lanes.iter().any(|lane| lane.ring().has_used());
+                if lost {
+                    return Err(HarnessError::Violation("a chain was used without an interrupt".into()));
+                }
+            }
+            for lane in &mut self.lanes {
+                lane.queue().calls();
+            }
+        }
     }
 
     /// Queue `index`; 0 is hiprio.

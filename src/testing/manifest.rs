@@ -104,7 +104,6 @@ fn parse_line(line: &str) -> Option<Entry> {
 }
 
 /// `parse` applied to what is there; the outer `None` is a field that is not understood.
-#[expect(clippy::option_option, reason = "the outer is failure, the inner absence")]
 fn optional<T>(field: Option<&str>, parse: impl Fn(&str) -> Option<T>) -> Option<Option<T>> {
     match field {
         Some(text) => parse(text).map(Some),

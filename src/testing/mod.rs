@@ -2,17 +2,25 @@
 //!
 //! The fake guest is put together from the bottom up: [`memory`] (shared guest memory), [`driver`] (one split ring),
 //! [`lane`] (FUSE requests over a ring, every completion checked), [`fuse_client`] (the bytes of requests and replies),
-//! [`vmm`] (vhost-user messages), [`orders`] (in which order each VMM sends them), [`guest`] (all of it), [`process`] (the
-//! daemon). It knows a daemon by its socket only, so it drives any vhost-user-fs daemon, ours or a peer's.
+//! [`vmm`] (vhost-user messages), [`orders`] (in which order each VMM sends them), [`guest`] (all of it), [`tree`] (a
+//! whole mount compared with a [`manifest`]). It knows a daemon by its socket, or as a [`process`], only; so it drives
+//! any vhost-user-fs daemon, ours or a peer's.
 
 pub mod driver;
 pub mod error;
 pub mod fault;
 pub mod fuse_client;
 pub mod guest;
+#[cfg(test)]
+mod house;
+pub mod image;
 pub mod lane;
+pub mod make;
 pub mod manifest;
 pub mod memory;
 pub mod orders;
 pub mod process;
+pub mod readback;
+pub mod snapshot;
+pub mod tree;
 pub mod vmm;

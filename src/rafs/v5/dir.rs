@@ -5,11 +5,13 @@ use std::cmp::Ordering;
 use zerocopy::FromBytes;
 
 use super::V5;
+use super::inode;
 use super::inode::Place;
 use super::inode::RECORD_BYTES;
 use super::inode::Record;
 use crate::limits;
 use crate::rafs::RafsError;
+use crate::rafs::compare_name;
 use crate::rafs::entries::DirEntry;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
@@ -31,10 +33,13 @@ impl V5 {
         while low < high {
             let middle = low.midpoint(high);
             let index = place.child_index.saturating_add(middle);
-            let (at, record) = self.record(index)?;
-            let name_at = at.saturating_add(RECORD_BYTES);
-            match self.view.compare_at(name_at, record.name_bytes(at)?, name)? {
-                Ordering::Equal => return self.child(&record, at, index, ino).map(|(child, _)| Some(child)),
+            let at = self.record_offset(index)?;
+            let name_bytes = inode::name_bytes(self.view.u16_at(at.saturating_add(inode::NAME_BYTES_FIELD))?, at)?;
+            match compare_name(&self.view, at.saturating_add(RECORD_BYTES), name_bytes, name)? {
+                Ordering::Equal => {
+                    let (at, record) = self.record(index)?;
+                    return self.child(&record, at, index, ino).map(|(child, _)| Some(child));
+                }
                 Ordering::Less => low = middle.saturating_add(1),
                 Ordering::Greater => high = middle,
             }
@@ -119,7 +124,7 @@ impl<'a> Cursor<'a> {
         self.image.view.copy_at(at, copied)?;
         let (record, rest) = Record::read_from_prefix(copied)
             .map_err(|_| malformed("inode record", at, "reaches beyond the end of the metadata"))?;
-        let name_bytes = usize::try_from(record.name_bytes(at)?).unwrap_or(usize::MAX);
+        let name_bytes = usize::try_from(inode::name_bytes(record.name_bytes.get(), at)?).unwrap_or(usize::MAX);
         let name = rest
             .get(..name_bytes)
             .ok_or_else(|| malformed("inode name", at, "reaches beyond the end of the metadata"))?;

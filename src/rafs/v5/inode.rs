@@ -22,6 +22,9 @@ use crate::rafs::malformed;
 /// Bytes of a record before the name.
 pub(in crate::rafs) const RECORD_BYTES: u64 = 128;
 
+/// Where a record has the length of its name.
+pub(super) const NAME_BYTES_FIELD: u64 = std::mem::offset_of!(Record, name_bytes) as u64;
+
 const HAS_XATTR: u64 = 4;
 
 /// An inode record as stored, up to its name.
@@ -76,16 +79,15 @@ impl Record {
             _ => Err(malformed("inode mode", at, format!("{mode:#o} names no file type"))),
         }
     }
+}
 
-    /// Length of the name (section 14, rule 5).
-    #[inline]
-    pub(super) fn name_bytes(&self, at: u64) -> Result<u64, RafsError> {
-        let bytes = self.name_bytes.get();
-        if bytes == 0 || usize::from(bytes) > limits::MAX_NAME_BYTES {
-            return Err(malformed("inode name size", at, format!("{bytes} bytes")));
-        }
-        Ok(bytes.into())
+/// Checks the length of the name of the record at `at` (section 14, rule 5).
+#[inline]
+pub(super) fn name_bytes(bytes: u16, at: u64) -> Result<u64, RafsError> {
+    if bytes == 0 || usize::from(bytes) > limits::MAX_NAME_BYTES {
+        return Err(malformed("inode name size", at, format!("{bytes} bytes")));
     }
+    Ok(bytes.into())
 }
 
 impl V5 {
@@ -152,7 +154,7 @@ impl V5 {
     #[inline]
     fn place(&self, record: &Record, at: u64, ino: u32) -> Result<Place, RafsError> {
         // Both lengths have 16 bits and `at` 32: no overflow.
-        let name = (record.name_bytes(at)?.saturating_add(7)) & !7;
+        let name = (name_bytes(record.name_bytes.get(), at)?.saturating_add(7)) & !7;
         let symlink = (u64::from(record.symlink_bytes.get()).saturating_add(7)) & !7;
         let target = at.saturating_add(RECORD_BYTES).saturating_add(name);
         let parent = match record.parent.get() {

@@ -50,7 +50,7 @@ pub(super) struct Tables {
 
 /// Reads the blobs. Without an extended table their sizes and counts are the largest possible, and marked unknown.
 pub(super) fn read(view: &View, tables: &Tables, options: &OpenOptions) -> Result<Vec<BlobFacts>, RafsError> {
-    let longest = limits::MAX_BLOBS.saturating_mul(limits::MAX_BLOB_ID_BYTES.saturating_add(PREFETCH_BYTES + 1));
+    let longest = limits::MAX_V5_BLOBS.saturating_mul(limits::MAX_BLOB_ID_BYTES.saturating_add(PREFETCH_BYTES + 1));
     if tables.blob_table_bytes > (longest as u64) {
         return Err(malformed("blob table size", 64, format!("{} bytes", tables.blob_table_bytes)));
     }
@@ -60,8 +60,8 @@ pub(super) fn read(view: &View, tables: &Tables, options: &OpenOptions) -> Resul
     while rest.len() > PREFETCH_BYTES {
         let at = tables.blob_table.saturating_add((table.len() as u64).saturating_sub(rest.len() as u64));
         let index = u32::try_from(blobs.len()).unwrap_or(u32::MAX);
-        if blobs.len() >= limits::MAX_BLOBS {
-            return Err(malformed("blob table", at, format!("more than {} blobs", limits::MAX_BLOBS)));
+        if blobs.len() >= limits::MAX_V5_BLOBS {
+            return Err(malformed("blob table", at, format!("more than {} blobs", limits::MAX_V5_BLOBS)));
         }
         let ([prefetch_offset, prefetch_bytes], text) =
             <[U32; 2]>::read_from_prefix(rest).map_err(|_| malformed("blob table", at, "ends within an entry"))?;

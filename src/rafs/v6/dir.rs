@@ -1,5 +1,7 @@
 //! Directories of v6: blocks of entries, ordered by name over the whole directory (format, section 4.7).
 
+use std::cmp::Ordering;
+
 use zerocopy::FromBytes;
 use zerocopy::Immutable;
 use zerocopy::IntoBytes;
@@ -13,15 +15,17 @@ use super::V6;
 use super::inode::Place;
 use crate::limits;
 use crate::rafs::RafsError;
+use crate::rafs::compare_name;
 use crate::rafs::entries::DirEntry;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
 use crate::rafs::malformed;
+use crate::sys::view::View;
 
 const ENTRY_BYTES: usize = 12;
 
-/// Where the second entry of a block has its name offset.
-const SECOND_NAME_OFFSET: u64 = ENTRY_BYTES as u64 + 8;
+/// Where an entry has its name offset.
+const NAME_OFFSET_FIELD: u64 = std::mem::offset_of!(RawEntry, name_offset) as u64;
 
 /// Bits of a listing position that count entries in a block: a block holds at most 341.
 const SLOT_BITS: u32 = 16;
@@ -128,31 +132,81 @@ impl Block {
     }
 }
 
+/// A directory block that is searched in place: a lookup touches some of its lines, not all of it.
+struct Probe<'a> {
+    view: &'a View,
+    at: u64,
+    len: u64,
+    count: u64,
+}
+
+impl<'a> Probe<'a> {
+    /// The block of `len` bytes at `at`.
+    #[inline]
+    fn new(view: &'a View, at: u64, len: u64) -> Result<Self, RafsError> {
+        let first_name = view.u16_at(at.saturating_add(NAME_OFFSET_FIELD))?;
+        let count = count_entries(first_name, usize::try_from(len).unwrap_or(usize::MAX), at)?;
+        Ok(Self { view, at, len, count: count as u64 })
+    }
+
+    /// The entry `slot`, below the count, and how its name compares with `name`.
+    #[inline]
+    fn compare(&self, slot: u64, name: &[u8]) -> Result<(RawEntry, Ordering), RafsError> {
+        let entry_at = self.at.saturating_add(slot.saturating_mul(ENTRY_BYTES as u64));
+        let is_last = slot.saturating_add(1) >= self.count;
+        let (entry, end): (RawEntry, u64) = if is_last {
+            (self.view.record_at(entry_at)?, self.len)
+        } else {
+            let [entry, next]: [RawEntry; 2] = self.view.record_at(entry_at)?;
+            (entry, next.name_offset.get().into())
+        };
+        let start = u64::from(entry.name_offset.get());
+        let names = self.count.saturating_mul(ENTRY_BYTES as u64);
+        let bytes = end.saturating_sub(start);
+        let is_inside = start >= names && end <= self.len && bytes > 0;
+        let name_at = self.at.saturating_add(start);
+        if is_inside && is_last {
+            let mut buffer = [0u8; limits::MAX_NAME_BYTES + 1];
+            let longest = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffer.len());
+            let copied = buffer.get_mut(..longest).unwrap_or_default();
+            self.view.copy_at(name_at, copied)?;
+            return Ok((entry, until_nul(copied).cmp(name)));
+        }
+        if !is_inside || bytes > limits::MAX_NAME_BYTES as u64 {
+            return Err(malformed(
+                "dirent name offset",
+                self.at,
+                format!("entry {slot}: a name from {start} to {end}"),
+            ));
+        }
+        Ok((entry, compare_name(self.view, name_at, bytes, name)?))
+    }
+}
+
 impl V6 {
     /// The inode of `name` in a directory of `size` bytes at `place`. Binary search over the blocks by first name, then
     /// in the one block that can hold it.
     #[inline]
     pub(in crate::rafs) fn lookup(&self, place: &Place, size: u64, name: &[u8]) -> Result<Option<u32>, RafsError> {
-        // Invariant: blocks below `low` start with a name <= `name`, those from `high` on with a greater one.
-        let (mut low, mut high) = (0u64, size.div_ceil(BLOCK_BYTES));
-        // With one block there is nothing to choose.
-        while low < high && high > 1 {
-            let middle = low.midpoint(high);
-            let (at, len) = self.data_block(place, size, middle);
-            if self.first_name_is_greater(at, len, name)? { high = middle } else { low = middle.saturating_add(1) }
-        }
-        let Some(number) = (if high == 1 { Some(0) } else { low.checked_sub(1) }) else { return Ok(None) };
-        let (at, len) = self.data_block(place, size, number);
-        let mut block = Block::empty();
-        block.load(self, at, len)?;
-        let (mut low, mut high) = (0usize, block.count);
+        // Invariant: blocks below `low` start with a name <= `name`, those from `high` on with a greater one. The first
+        // block needs no look: what is not in it if the name sorts before all others is not found there either.
+        let (mut low, mut high) = (1u64, size.div_ceil(BLOCK_BYTES));
         while low < high {
             let middle = low.midpoint(high);
-            let (entry, found) = block.entry(middle)?;
-            match found.cmp(name) {
-                std::cmp::Ordering::Equal => return self.target(&entry, at).map(Some),
-                std::cmp::Ordering::Less => low = middle.saturating_add(1),
-                std::cmp::Ordering::Greater => high = middle,
+            let (at, len) = self.data_block(place, size, middle);
+            let (_, order) = Probe::new(&self.view, at, len)?.compare(0, name)?;
+            if order == Ordering::Greater { high = middle } else { low = middle.saturating_add(1) }
+        }
+        let (at, len) = self.data_block(place, size, low.saturating_sub(1));
+        let block = Probe::new(&self.view, at, len)?;
+        let (mut low, mut high) = (0u64, block.count);
+        while low < high {
+            let middle = low.midpoint(high);
+            let (entry, order) = block.compare(middle, name)?;
+            match order {
+                Ordering::Equal => return self.target(&entry, at).map(Some),
+                Ordering::Less => low = middle.saturating_add(1),
+                Ordering::Greater => high = middle,
             }
         }
         Ok(None)
@@ -167,28 +221,6 @@ impl V6 {
             return Err(malformed("dirent type", at, format!("{stated:?}, inode {nid} is {found:?}")));
         }
         Ok(nid)
-    }
-
-    /// Whether the first name of the block at `at` is greater than `name`. Copies only what it needs.
-    #[inline]
-    fn first_name_is_greater(&self, at: u64, len: u64, name: &[u8]) -> Result<bool, RafsError> {
-        let first: RawEntry = self.view.record_at(at)?;
-        let start = u64::from(first.name_offset.get());
-        let len_bytes = usize::try_from(len).unwrap_or(usize::MAX);
-        let is_only = count_entries(first.name_offset.get(), len_bytes, at)? == 1;
-        let end = if is_only {
-            len.min(start.saturating_add(limits::MAX_NAME_BYTES as u64))
-        } else {
-            self.view.u16_at(at.saturating_add(SECOND_NAME_OFFSET))?.into()
-        };
-        let mut buffer = [0u8; limits::MAX_NAME_BYTES];
-        let found = usize::try_from(end.saturating_sub(start)).ok().and_then(|bytes| buffer.get_mut(..bytes));
-        let Some(found) = found.filter(|found| !found.is_empty() && end <= len) else {
-            return Err(malformed("dirent name offset", at, format!("a name from {start} to {end}")));
-        };
-        self.view.copy_at(at.saturating_add(start), found)?;
-        let found: &[u8] = if is_only { until_nul(found) } else { found };
-        Ok(found > name)
     }
 }
 

@@ -219,3 +219,119 @@ fn check_tables(raw: &RawSuperblock, extended: &RawExtended, file_bytes: u64) ->
     }
     check_disjoint(&mut parts)
 }
+
+/// The worked examples of the format description (section 18).
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::rafs::facts::Compressor;
+    use crate::rafs::facts::Digester;
+    use crate::rafs::facts::feature;
+    use crate::rafs::inode::InodeFacts;
+    use crate::rafs::inode::Place;
+
+    /// An image of nothing but `parts`, each at its offset, with a blob of 4 KiB chunks.
+    fn image_of(parts: &[(usize, &str)]) -> V6 {
+        let mut bytes = vec![0; 1 << 16];
+        for (at, text) in parts {
+            let part = hex::decode(text.replace(' ', "")).unwrap();
+            bytes[*at..*at + part.len()].copy_from_slice(&part);
+        }
+        let blob = BlobFacts {
+            index: 0,
+            id: "blob".to_owned(),
+            features: feature::ALIGNED,
+            chunk_count: 136,
+            chunk_count_known: true,
+            chunk_bytes: 4096,
+            uncompressed_bytes: 557_056,
+            compressed_bytes: 66_076,
+            data_bytes: 61_175,
+            compressor: Compressor::Zstd,
+            digester: Digester::Blake3,
+            meta: None,
+            prefetch_bytes: 0,
+        };
+        V6 {
+            view: View::from_bytes(bytes),
+            blobs: Arc::new([blob]),
+            flags: Flags::parse(0x24, 0).unwrap(),
+            chunk_bytes: 4096,
+            inodes: 1,
+            root: 128,
+            meta: 0,
+            chunk_table: 0,
+            chunk_records: 0,
+            prefetch_table: 0,
+            prefetch_entries: 0,
+        }
+    }
+
+    fn place(facts: &InodeFacts) -> inode::Place {
+        let Place::V6(place) = facts.place else { panic!("{facts:?}") };
+        place
+    }
+
+    #[test]
+    fn inode_of_a_file_with_its_chunk_indexes_is_read() {
+        let inode = "0900 0000 a481 0000 7011010000000000 25000000 9b000000 00000000 00000000 c61b5e5f00000000 4c860a0a \
+                     01000000 00000000000000000000000000000000 7200 01 00 72000000 7300 01 00 73000000";
+        let image = image_of(&[(870 * 32, inode)]);
+        let facts = image.inode(870).unwrap();
+        assert_eq!((facts.kind, facts.mode, facts.size, facts.nlink), (Kind::Regular, 0o100644, 70_000, 1));
+        assert_eq!((facts.mtime, facts.mtime_ns, facts.blocks), (0x5f5e_1bc6, 0x0a0a_864c, 137));
+        for (number, index) in [(0, 0x72), (1, 0x73)] {
+            let chunk = image.file_chunk(&place(&facts), facts.size, number).unwrap();
+            assert_eq!((chunk.blob, chunk.index, chunk.offset), (0, index, u64::from(index) * 4096));
+        }
+        // The entries behind are zeros: device number 0 is the bootstrap, which holds no chunks.
+        assert!(image.file_chunk(&place(&facts), facts.size, 2).is_err());
+    }
+
+    #[test]
+    fn directory_data_are_listed_and_searched() {
+        // An inode of our own for the data of `nest`, and one for each type its entries state.
+        let nest = "0500 0000 ed41 0000 5100000000000000 00000000 00000000 00000000 00000000 0000000000000000 00000000 \
+                    04000000 00000000000000000000000000000000";
+        let data = "ea02000000000000 3c00 02 00 8000000000000000 3d00 02 00 ef02000000000000 3f00 02 00 \
+                    1303000000000000 4000 02 00 af00000000000000 4500 01 00 \
+                    2e 2e2e 61 656d707479 686172642d6f757473696465";
+        let parts = [(746 * 32, nest), (746 * 32 + 64, data), (751 * 32 + 4, "ed41"), (175 * 32 + 4, "a481")];
+        let image = image_of(&parts);
+        let facts = image.inode(746).unwrap();
+        let mut cursor = dir::Cursor::new(&image, facts.ino, place(&facts), facts.size, 0);
+        let mut found = Vec::new();
+        while let Some(entry) = cursor.next() {
+            let entry = entry.unwrap();
+            found.push((String::from_utf8(entry.name.to_vec()).unwrap(), entry.ino, entry.kind));
+        }
+        let expected = [(".", 746, 4), ("..", 128, 4), ("a", 751, 4), ("empty", 787, 4), ("hard-outside", 175, 8)];
+        assert_eq!(found, expected.map(|(name, nid, kind)| (name.to_owned(), nid, kind)));
+        let lookup = |name: &str| image.lookup(&place(&facts), facts.size, name.as_bytes());
+        for (name, nid) in [("hard-outside", Some(175)), ("a", Some(751)), ("b", None), ("hard-outside!", None)] {
+            assert_eq!(lookup(name).unwrap(), nid, "{name}");
+        }
+        assert!(lookup("empty").is_err(), "the inode of that entry is missing here");
+    }
+
+    #[test]
+    fn xattrs_get_their_prefixes() {
+        let inode = "0100 0800 8011 0000 0000000000000000 00000000 00000000 00000000 00000000 0000000000000000 00000000 \
+                     01000000 00000000000000000000000000000000 000000000000000000000000 \
+                     01 04 0900 74 726f6f74206f6e6c79 0000 03 06 0300 666f6f 626172 0000";
+        let image = image_of(&[(4096, inode)]);
+        let facts = image.inode(128).unwrap();
+        let mut found = Vec::new();
+        image
+            .for_each_xattr(&place(&facts), &mut |name, value| {
+                let value = image.view.vec_at(value.start, value.end - value.start).unwrap();
+                found.push((String::from_utf8(name.to_vec()).unwrap(), String::from_utf8(value).unwrap()));
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        let expected = [("trusted.t", "root only"), ("security.foo", "bar")];
+        assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+}

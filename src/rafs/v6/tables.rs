@@ -27,9 +27,6 @@ pub(super) const DEVICE_BYTES: u64 = 128;
 /// Bytes of a blob table entry.
 pub(super) const BLOB_BYTES: u64 = 256;
 
-/// Device numbers have 8 bits, and 0 is the bootstrap itself; 255 stays unused (section 1.2).
-const MAX_DEVICES: u16 = 254;
-
 /// Bytes of a tar header behind the chunk data.
 const TAR_HEADER_BYTES: u64 = 512;
 
@@ -69,7 +66,7 @@ pub(super) fn read(
     options: &OpenOptions,
 ) -> Result<Vec<BlobFacts>, RafsError> {
     let count = u64::from(extended.blob_table_bytes.get()) / BLOB_BYTES;
-    if count != u64::from(devices) || devices > MAX_DEVICES {
+    if count != u64::from(devices) || devices > limits::MAX_V6_DEVICES {
         let at = extended.blob_table.get();
         return Err(malformed("blob table size", at, format!("{count} blobs and {devices} devices")));
     }

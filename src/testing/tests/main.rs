@@ -1,3 +1,16 @@
 //! The daemon driven by the fake guest: everything between a vhost-user socket and the bytes of an image.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail at any step")]
+
+mod bad_requests;
+mod bad_rings;
+mod crash;
+mod frontends;
+mod init;
+mod parked;
 mod peer;
+mod random;
+mod rogue;
+mod room;
+mod support;
+mod trees;

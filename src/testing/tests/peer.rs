@@ -15,8 +15,11 @@ use nydus_vm::testing::fuse_client::opened;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
 use nydus_vm::testing::lane::Mode;
+use nydus_vm::testing::manifest;
 use nydus_vm::testing::orders::Order;
 use nydus_vm::testing::process::DaemonProcess;
+use nydus_vm::testing::tree::WalkOptions;
+use nydus_vm::testing::tree::walk;
 use nydus_vm::testing::vmm::PATIENCE;
 use nydus_vm::testing::vmm::message;
 
@@ -31,8 +34,18 @@ fn virtiofsd(tree: &Path, home: &Path) -> Option<DaemonProcess> {
     let socket = home.join("virtiofsd.sock");
     let mut command = Command::new(VIRTIOFSD);
     command.arg(format!("--socket-path={}", socket.display()));
-    command.args(["-o", &format!("source={}", tree.display()), "-o", "cache=always", "-o", "sandbox=chroot", "-f"]);
-    command.arg("--rlimit-nofile=0");
+    command.args([
+        "-o",
+        &format!("source={}", tree.display()),
+        "-o",
+        "cache=always",
+        "-o",
+        "sandbox=chroot",
+        "-o",
+        "xattr",
+        "-f",
+    ]);
+    command.args(["--rlimit-nofile=0", "-o", "modcaps=+sys_admin"]);
     Some(DaemonProcess::start(command, &socket, &home.join("log")).expect("virtiofsd starts"))
 }
 
@@ -101,4 +114,31 @@ fn read_all(guest: &mut Guest, node: u64, fh: u64, content: &[u8]) {
         assert_eq!(reply, content[at..(at + size).min(content.len())], "at {at}");
         seen += reply.len();
     }
+}
+
+/// Debian's virtiofsd serves the unpacked tree of a reference image; the walk must find what the manifest says. Owners,
+/// devices and xattrs included, so it needs root.
+#[test]
+fn walk_of_virtiofsd_finds_the_reference_tree() {
+    let Some(images) = manifest::reference_images() else { return };
+    let home = tempfile::tempdir().unwrap();
+    let tree = home.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    let folder = images.join("v6-lz4-blake3");
+    let Some(daemon) = virtiofsd(&tree, home.path()) else { return };
+    let unpacked = Command::new("tar")
+        .args(["--xattrs", "--xattrs-include=*", "-xpf"])
+        .arg(folder.join("source.tar"))
+        .arg("-C")
+        .arg(&tree)
+        .status()
+        .unwrap();
+    assert!(unpacked.success());
+    let mut guest = Guest::boot(daemon.socket(), &GuestOptions { depth: 40, ..GuestOptions::LINUX }).unwrap();
+    let walked = walk(&mut guest, &WalkOptions::USUAL).unwrap();
+    // A tar holds no sockets; a directory's time and size are the host's own.
+    let wanted: Vec<_> = manifest::read(&folder).into_iter().filter(|entry| entry.kind != b's').collect();
+    let differences = walked.differences(&wanted);
+    assert!(walked.found.len() >= wanted.len());
+    assert_eq!(differences, Vec::<String>::new());
 }

@@ -1,0 +1,267 @@
+//! What is known of one ring, and what that allows: pure state, changed under the lock of [`super::ring::Ring`].
+//!
+//! Knows neither threads nor descriptors of events; guest memory only through a map that it is given.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::chain::BrokenTable;
+use super::slot::Held;
+use super::split::Events;
+use super::split::Layout;
+use super::split::SplitRing;
+use crate::limits::BATCH_HEADS;
+use crate::limits::BATCH_REPLY_BYTES;
+use crate::sys::guest::GuestMap;
+use crate::sys::guest::Unreachable;
+
+/// Why a ring was given up until it is set up anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Broken {
+    #[error("size {size} is no power of two, or an area is not aligned")]
+    Illegal { size: u16 },
+    #[error("the available index is {ahead} entries ahead of a ring of {size}")]
+    TooFarAhead { ahead: u16, size: u16 },
+    #[error("more requests than the ring has descriptors: a head was offered twice")]
+    TooMany,
+    #[error("head {0} is beyond the end of the descriptor table")]
+    Head(u16),
+    #[error(transparent)]
+    Table(#[from] BrokenTable),
+    #[error("the memory of the ring faults")]
+    Lost,
+}
+
+/// Where a ring stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Phase {
+    /// Nothing set up, nothing parked.
+    #[default]
+    Stopped,
+    /// Stopped by GET_VRING_BASE; parked requests wait whether it goes on where it was. The record is there once the
+    /// fence is through.
+    Detached(Option<Record>),
+    /// Set up and started; it works while it is enabled too.
+    Running,
+    /// Given up until it is stopped or reset.
+    Broken,
+}
+
+/// What a start must match to go on where the ring was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Record {
+    layout: Layout,
+    next_avail: u16,
+    next_used: u16,
+}
+
+/// What has been told about a ring since its last stop. A ring starts when all of it is there, in whatever order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Told {
+    pub(super) size: bool,
+    pub(super) addresses: bool,
+    pub(super) base: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) layout: Layout,
+    pub(super) next_avail: u16,
+    pub(super) next_used: u16,
+    pub(super) events: Events,
+    pub(super) told: Told,
+    pub(super) ready: bool,
+    pub(super) enabled: bool,
+    pub(super) phase: Phase,
+    pub(super) epoch: u64,
+    /// Requests of this epoch that were popped and not completed.
+    pub(super) in_flight: u32,
+    /// Used index at the last decision on an interrupt.
+    pub(super) signalled: Option<u16>,
+    kicks_refused: bool,
+    /// Completions that came while the ring was disabled or detached.
+    pub(super) held: Vec<Held>,
+    /// Held completions that will never be published; dropped without the lock.
+    pub(super) waste: Vec<Held>,
+    pub(super) call: Option<Arc<File>>,
+    pub(super) err: Option<File>,
+    /// Passes that are out, by the side of the last fence they were taken on.
+    passes: [u32; 2],
+    side: usize,
+    pub(super) fence_waits: bool,
+    pub(super) last_log: Option<Instant>,
+}
+
+/// A completed request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Used {
+    pub(super) head: u16,
+    pub(super) len: u32,
+}
+
+/// What a worker took from a ring.
+#[derive(Debug)]
+pub(super) struct Take {
+    heads: [u16; BATCH_HEADS],
+    pub(super) count: usize,
+    /// Held completions to run first.
+    pub(super) held: Vec<Held>,
+    pub(super) layout: Layout,
+}
+
+impl Default for Take {
+    fn default() -> Self {
+        Self { heads: [0; BATCH_HEADS], count: 0, held: Vec::new(), layout: Layout::default() }
+    }
+}
+
+impl Take {
+    /// The heads, in the order of the ring.
+    pub(super) fn heads(&self) -> &[u16] {
+        self.heads.get(..self.count).unwrap_or_default()
+    }
+}
+
+impl State {
+    #[inline]
+    pub(super) fn is_live(&self) -> bool {
+        self.phase == Phase::Running && self.enabled
+    }
+
+    pub(super) fn record(&self) -> Record {
+        Record { layout: self.layout, next_avail: self.next_avail, next_used: self.next_used }
+    }
+
+    /// Starts the ring if all is known. A start that matches the record of the stop goes on with its parked requests.
+    pub(super) fn try_start(&mut self) -> Option<Broken> {
+        let all = Told { size: true, addresses: true, base: true };
+        let waits = matches!(self.phase, Phase::Stopped | Phase::Detached(_));
+        if !self.ready || self.told != all || !waits {
+            return None;
+        }
+        if self.phase == Phase::Detached(Some(self.record())) {
+            self.phase = Phase::Running;
+        } else {
+            self.forget_parked(Phase::Running);
+        }
+        self.signalled = None;
+        self.kicks_refused = false;
+        (!self.layout.is_legal()).then_some(Broken::Illegal { size: self.layout.size })
+    }
+
+    /// Raises the epoch.
+    pub(super) fn forget_parked(&mut self, phase: Phase) {
+        self.phase = phase;
+        self.epoch = self.epoch.wrapping_add(1);
+        self.in_flight = 0;
+        self.waste.append(&mut self.held);
+    }
+
+    /// Takes a pass: the side it is counted on.
+    #[inline]
+    pub(super) fn enter(&mut self) -> usize {
+        if let Some(passes) = self.passes.get_mut(self.side) {
+            *passes = passes.saturating_add(1);
+        }
+        self.side
+    }
+
+    /// Gives back a pass that was taken on `side`.
+    #[inline]
+    pub(super) fn leave(&mut self, side: usize) {
+        if let Some(passes) = self.passes.get_mut(side) {
+            *passes = passes.saturating_sub(1);
+        }
+    }
+
+    /// Turns the door: passes from now on count on the other side. Returns the side to wait for.
+    pub(super) fn turn_side(&mut self) -> usize {
+        let side = self.side;
+        self.side ^= 1;
+        side
+    }
+
+    /// Whether passes are out that were taken on `side`.
+    pub(super) fn is_occupied(&self, side: usize) -> bool {
+        self.passes.get(side).is_some_and(|passes| *passes > 0)
+    }
+
+    /// Moves held completions to `out`, as much as a batch may be.
+    #[inline]
+    pub(super) fn take_held(&mut self, out: &mut Vec<Held>) {
+        if self.held.is_empty() {
+            return;
+        }
+        let mut bytes = 0usize;
+        let fits = |held: &&Held| {
+            let before = bytes;
+            bytes = bytes.saturating_add(held.reply_bytes());
+            before < BATCH_REPLY_BYTES
+        };
+        let count = self.held.iter().take(BATCH_HEADS).take_while(fits).count();
+        out.extend(self.held.drain(..count));
+    }
+
+    /// Reads the heads on offer into `take`. When there are none, kicks are asked for.
+    #[inline]
+    pub(super) fn take_heads(&mut self, split: &SplitRing<'_>, take: &mut Take) -> Result<(), Broken> {
+        let lost = |_: Unreachable| Broken::Lost;
+        let size = self.layout.size;
+        let mut ahead = split.avail_index().map_err(lost)?.wrapping_sub(self.next_avail);
+        if ahead == 0 {
+            split.want_kicks(self.next_avail, self.events).map_err(lost)?;
+            self.kicks_refused = false;
+            ahead = split.avail_index().map_err(lost)?.wrapping_sub(self.next_avail);
+            if ahead == 0 {
+                return Ok(());
+            }
+        }
+        if ahead > size {
+            return Err(Broken::TooFarAhead { ahead, size });
+        }
+        let room = u32::from(size).saturating_sub(self.in_flight);
+        if room == 0 {
+            return Err(Broken::TooMany);
+        }
+        if !self.kicks_refused {
+            split.refuse_kicks(self.events).map_err(lost)?;
+            self.kicks_refused = true;
+        }
+        let wanted = usize::from(ahead).min(room as usize);
+        for (ordinal, place) in take.heads.iter_mut().take(wanted).enumerate() {
+            let head = split.head(self.next_avail.wrapping_add(ordinal as u16)).map_err(lost)?;
+            if head >= size && ordinal == 0 {
+                return Err(Broken::Head(head));
+            }
+            if head >= size {
+                // Those before it are served first; it is found again at the next look.
+                break;
+            }
+            *place = head;
+            take.count = ordinal.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Adds used entries and decides on the interrupt: whom to call.
+    #[inline]
+    pub(super) fn publish(&mut self, map: &GuestMap, used: &[Used]) -> Option<Arc<File>> {
+        if used.is_empty() {
+            return None;
+        }
+        let split = self.layout.open(map)?;
+        let mut index = self.next_used;
+        for used in used {
+            split.put_used(index, used.head, used.len).ok()?;
+            index = index.wrapping_add(1);
+        }
+        split.publish_used(index).ok()?;
+        self.next_used = index;
+        let old = self.signalled.replace(index);
+        if !split.wants_interrupt(old, index, self.events) {
+            return None;
+        }
+        self.call.clone()
+    }
+}

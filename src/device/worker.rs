@@ -1,0 +1,219 @@
+//! What the thread of one ring does: batches of heads become requests, and their replies are published together.
+
+use std::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::chain::BrokenTable;
+use super::chain::Chain;
+use super::chain::SpanReader;
+use super::ring::Ended;
+use super::ring::Pass;
+use super::ring::Ring;
+use super::slot::Batch;
+use super::slot::Slot;
+use super::split::SplitRing;
+use super::state::Broken;
+use super::state::Take;
+use super::state::Used;
+use crate::fuse::FileSystem;
+use crate::fuse::server::Server;
+use crate::limits::BATCH_HEADS;
+use crate::limits::BATCH_REPLY_BYTES;
+use crate::limits::REQUEST_HEAD_BYTES;
+use crate::sys::guest::GuestMap;
+
+/// Bytes of `struct fuse_in_header`.
+const IN_HEADER_BYTES: usize = 40;
+/// `FUSE_WRITE`.
+const WRITE: u32 = 16;
+/// Bytes of a WRITE that are no data: header and `struct fuse_write_in`.
+const WRITE_HEAD_BYTES: usize = 80;
+
+/// Who answers requests: the FUSE server, or the double of a test.
+pub(super) trait Requests: Send + Sync + 'static {
+    /// Whether `head` begins a new FUSE session.
+    fn is_init(&self, head: &[u8]) -> bool;
+    /// Serves one request: `head` is what was copied of it, `readable_bytes` its whole length.
+    fn handle(&self, head: &[u8], readable_bytes: usize, slot: Slot);
+}
+
+impl<F: FileSystem> Requests for Server<F> {
+    #[inline]
+    fn is_init(&self, head: &[u8]) -> bool {
+        crate::fuse::server::is_init(head)
+    }
+
+    #[inline]
+    fn handle(&self, head: &[u8], readable_bytes: usize, slot: Slot) {
+        Server::handle(self, head, readable_bytes, slot);
+    }
+}
+
+/// The buffers of one ring's thread, reused from request to request.
+#[derive(Debug)]
+pub(super) struct Worker {
+    ring: Arc<Ring>,
+    take: Take,
+    chain: Chain,
+    head: Vec<u8>,
+    used: Vec<Used>,
+}
+
+/// What became of one head.
+enum Step {
+    Done,
+    /// A new session begins with this head: fence first.
+    Session,
+    Broken(BrokenTable),
+}
+
+/// Whether the fence of a new session is through for the next INIT.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fenced {
+    Yes,
+    No,
+}
+
+impl Worker {
+    pub(super) fn new(ring: Arc<Ring>) -> Self {
+        Self { ring, take: Take::default(), chain: Chain::default(), head: Vec::new(), used: Vec::new() }
+    }
+
+    /// Serves the ring until it has nothing to offer. `rings` are all rings of the device: a new session concerns all.
+    pub(super) fn run<R: Requests>(&mut self, requests: &R, rings: &[Arc<Ring>]) {
+        let ring = Arc::clone(&self.ring);
+        let mut fenced = Fenced::No;
+        let mut pass = ring.begin(&mut self.take);
+        while let Some(now) = pass {
+            let (begun, ended) = self.batch(&now, requests, fenced);
+            if let Some(counters) = ring.counters() {
+                counters.requests.add(begun as u64);
+            }
+            pass = ring.turn(now, begun, &self.used, ended, &mut self.take);
+            fenced = Fenced::No;
+            if ended == Ended::Pause {
+                for ring in rings {
+                    ring.begin_session();
+                }
+                fenced = Fenced::Yes;
+                pass = ring.begin(&mut self.take);
+            }
+        }
+    }
+
+    /// Works on what was taken. Returns how many heads were begun; what was completed is in `self.used`.
+    fn batch<R: Requests>(&mut self, pass: &Pass<'_>, requests: &R, fenced: Fenced) -> (usize, Ended) {
+        self.used.clear();
+        self.used.reserve(BATCH_HEADS);
+        Batch::open(&self.ring, pass.epoch, &pass.map, std::mem::take(&mut self.used));
+        for held in self.take.held.drain(..) {
+            let _ = catch_unwind(AssertUnwindSafe(|| held.release()));
+        }
+        let (mut begun, mut ended) = (0usize, Ended::Batch);
+        let mut reply_bytes = 0u64;
+        // Opened just before under the same pass, so it is mapped.
+        if let Some(split) = self.take.layout.open(&pass.map) {
+            while let Some(head) = self.take.heads().get(begun).copied() {
+                let may_begin_session = if begun == 0 { fenced } else { Fenced::No };
+                match self.one(head, pass, &split, requests, may_begin_session) {
+                    Step::Done => begun = begun.saturating_add(1),
+                    Step::Session => ended = Ended::Pause,
+                    Step::Broken(broken) => ended = Ended::Broken(Broken::Table(broken)),
+                }
+                reply_bytes = reply_bytes.saturating_add(self.chain.writable_bytes);
+                if ended != Ended::Batch || reply_bytes >= BATCH_REPLY_BYTES as u64 {
+                    break;
+                }
+            }
+        }
+        let (used, body_bytes) = Batch::close();
+        self.used = used;
+        if let Some(counters) = self.ring.counters() {
+            counters.bytes.add(body_bytes);
+        }
+        (begun, ended)
+    }
+
+    /// Makes one head a request and serves it.
+    #[inline]
+    fn one<R: Requests>(
+        &mut self,
+        head: u16,
+        pass: &Pass<'_>,
+        split: &SplitRing<'_>,
+        requests: &R,
+        fenced: Fenced,
+    ) -> Step {
+        let chain = &mut self.chain;
+        if let Err(broken) = chain.walk(&pass.map, split.descriptors(), self.take.layout.size, head) {
+            return Step::Broken(broken);
+        }
+        let copied = copy_head(&pass.map, chain, &mut self.head);
+        let (request, whole) = match copied {
+            Copied::Whole(len) => (self.head.get(..len).unwrap_or_default(), chain.fault.is_none()),
+            Copied::Part(len) => (self.head.get(..len).unwrap_or_default(), false),
+        };
+        if whole && fenced == Fenced::No && requests.is_init(request) {
+            return Step::Session;
+        }
+        let spans = std::mem::take(&mut chain.writable);
+        let mut slot = Slot::new(&self.ring, pass.epoch, head, spans, chain.writable_bytes);
+        slot.set_unique(unique_of(request));
+        if !whole || request.is_empty() {
+            if let Some(counters) = self.ring.counters() {
+                counters.malformed.add(1);
+            }
+            tracing::debug!(head, fault = ?chain.fault, "a chain is no request");
+            slot.fail(Errno::IO);
+            return Step::Done;
+        }
+        let readable_bytes = usize::try_from(chain.readable_bytes).unwrap_or(usize::MAX);
+        // A panic of a file system costs its request (the slot answers EIO when it is dropped), never the thread.
+        let served = catch_unwind(AssertUnwindSafe(|| requests.handle(request, readable_bytes, slot)));
+        if served.is_err() {
+            tracing::error!(unique = unique_of(request), "a request made the daemon panic; it was answered with EIO");
+        }
+        Step::Done
+    }
+}
+
+/// How much of a request could be copied.
+enum Copied {
+    /// All that is wanted.
+    Whole(usize),
+    /// Its memory is not there.
+    Part(usize),
+}
+
+/// Copies the request out of the guest, each byte once: all of it up to the limit, of a WRITE what is no data.
+#[inline]
+fn copy_head(map: &GuestMap, chain: &Chain, buffer: &mut Vec<u8>) -> Copied {
+    let readable = usize::try_from(chain.readable_bytes).unwrap_or(usize::MAX);
+    let first = readable.min(IN_HEADER_BYTES);
+    if buffer.len() < IN_HEADER_BYTES {
+        buffer.resize(4096, 0);
+    }
+    let mut reader = SpanReader::new(map, &chain.readable);
+    if buffer.get_mut(..first).is_none_or(|place| reader.read(place).is_err()) {
+        return Copied::Part(0);
+    }
+    let opcode = buffer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let limit = if first == IN_HEADER_BYTES && opcode == WRITE { WRITE_HEAD_BYTES } else { REQUEST_HEAD_BYTES };
+    let len = readable.min(limit);
+    if buffer.len() < len {
+        buffer.resize(len.next_power_of_two(), 0);
+    }
+    match buffer.get_mut(first..len).is_none_or(|rest| reader.read(rest).is_ok()) {
+        true => Copied::Whole(len),
+        false => Copied::Part(first),
+    }
+}
+
+/// The id of a request, 0 when it is too short to have one.
+#[inline]
+fn unique_of(request: &[u8]) -> u64 {
+    request.get(8..16).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes)
+}

@@ -1,0 +1,140 @@
+//! The daemon within the test's own process, as `daemon` wires it, over a backend that misbehaves on command.
+
+use std::fs;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nydus_vm::device;
+use nydus_vm::device::AfterDisconnect;
+use nydus_vm::device::DeviceError;
+use nydus_vm::device::Stop;
+use nydus_vm::fs::image::ImageFs;
+use nydus_vm::fs::image::Xattrs;
+use nydus_vm::fuse::server::Server;
+use nydus_vm::metrics::Metrics;
+use nydus_vm::rafs::image::Image;
+use nydus_vm::rafs::image::OpenOptions;
+use nydus_vm::storage::backend::localfs::LocalFs;
+use nydus_vm::storage::backend::localfs::Place;
+use nydus_vm::storage::pool::Pool;
+use nydus_vm::storage::store::LazyChunks;
+use nydus_vm::storage::store::Store;
+use nydus_vm::storage::store::StoreOptions;
+use nydus_vm::sys::view::View;
+use nydus_vm::testing::fault::FaultBackend;
+use nydus_vm::vfs::Mounts;
+use nydus_vm::vfs::Policy;
+use nydus_vm::vfs::Vfs;
+use nydus_vm::vfs::ZeroMessageOpen;
+
+use crate::support::Demo;
+use crate::support::socket;
+
+/// One at a time, so that a test may count the daemon's threads.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+const REQUEST_QUEUES: u16 = 2;
+
+/// A daemon in this process.
+pub struct Room {
+    /// What the backend does.
+    pub faults: Arc<FaultBackend>,
+    /// What the daemon counts.
+    pub metrics: Arc<Metrics>,
+    pub socket: PathBuf,
+    stop: Stop,
+    ended: mpsc::Receiver<Result<(), DeviceError>>,
+    thread: Option<JoinHandle<()>>,
+    pool: Arc<Pool>,
+    store: Arc<Store>,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl Room {
+    /// Serves the image of `demo`, with a new cache.
+    pub fn new(demo: &Demo) -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let metrics = Arc::new(Metrics::new(usize::from(REQUEST_QUEUES) + 1));
+        let pool = Pool::new(2).unwrap();
+        let blobs = Place::Directories(vec![demo.image.blobs.clone()]);
+        let faults = FaultBackend::new(Arc::new(LocalFs::new(blobs, Arc::clone(&pool))), Arc::clone(&pool));
+
+        let bootstrap = File::open(&demo.image.bootstrap).unwrap();
+        let view = View::map_file(bootstrap.as_fd(), bootstrap.metadata().unwrap().len()).unwrap();
+        let image = Arc::new(Image::open(view, &OpenOptions { placeholder_id: None }).unwrap());
+        let options = StoreOptions {
+            work_dir: Some(demo.path().join("room-cache")),
+            boot_id: [7; 16],
+            amplify_bytes: 0,
+            validate: false,
+            // The backend that never answers is waited for without end.
+            demand_deadline: None,
+            pool: Arc::clone(&pool),
+        };
+        let indexed = Arc::clone(&image);
+        let chunks = Arc::new(LazyChunks::new(move || indexed.chunk_index()));
+        let store = Store::open(options, image.blobs().to_vec(), chunks, faults.clone(), Arc::clone(&metrics)).unwrap();
+        let store = Arc::new(store);
+        let fs = ImageFs::new(image, Arc::clone(&store), Xattrs::Served);
+        let policy = Policy { zero_message_open: ZeroMessageOpen::WhereSafe, mounts: Mounts::Fixed };
+        let server = Arc::new(Server::new(Vfs::new(fs, policy), Arc::clone(&metrics)));
+
+        let socket = socket(demo.path());
+        let _ = fs::remove_file(&socket);
+        let listener = UnixListener::bind(&socket).unwrap();
+        let stop = Stop::new().unwrap();
+        let (told, ended) = mpsc::channel();
+        let thread = std::thread::spawn({
+            let (stop, metrics) = (stop.clone(), Arc::clone(&metrics));
+            let after_disconnect = AfterDisconnect::ListenAgain;
+            let options = device::Options { request_queues: REQUEST_QUEUES, tag: None, after_disconnect };
+            move || {
+                // Nobody listens when the test has failed already.
+                let _ = told.send(device::serve(server, listener, &options, &stop, metrics));
+            }
+        });
+        let thread = Some(thread);
+        Self { faults, metrics, socket, stop, ended, thread, pool, store, _alone: alone }
+    }
+
+    /// Ends the device; whether it was done within `patience`.
+    pub fn end(&mut self, patience: Duration) -> bool {
+        self.stop.trigger();
+        let ended = self.ended.recv_timeout(patience);
+        if let Ok(result) = ended {
+            result.unwrap();
+            self.thread.take().unwrap().join().unwrap();
+            return true;
+        }
+        false
+    }
+
+    /// Threads of the daemon, by their names.
+    pub fn threads(&self) -> Vec<String> {
+        let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
+        let mut names: Vec<_> =
+            names.filter(|n| ["storage", "vring", "vhost"].iter().any(|p| n.starts_with(p))).collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        if self.thread.is_some() && !std::thread::panicking() {
+            assert!(self.end(Duration::from_secs(10)), "the device does not end");
+        }
+        self.store.shutdown();
+        self.pool.shutdown(Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,146 @@
+//! Every reference image, whole, byte by byte: cold and warm, few and many requests in flight, on a cache of upstream's.
+
+use std::fs;
+use std::fs::File;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use nydus_vm::testing::driver::Chains;
+use nydus_vm::testing::driver::Notifications;
+use nydus_vm::testing::guest::Guest;
+use nydus_vm::testing::guest::GuestOptions;
+use nydus_vm::testing::image::TestImage;
+use nydus_vm::testing::lane::Mode;
+use nydus_vm::testing::tree::WalkOptions;
+use nydus_vm::testing::tree::walk;
+
+use crate::support::nydusd;
+use crate::support::nydusd_with;
+
+const MANY: WalkOptions = WalkOptions { in_flight: 128, ..WalkOptions::USUAL };
+const ONE: WalkOptions = WalkOptions { in_flight: 1, read_bytes: 1 << 20, list_bytes: 64 << 10, end_after: None };
+/// Reads that begin and end anywhere in a chunk.
+const ODD: WalkOptions = WalkOptions { in_flight: 64, read_bytes: 5000, list_bytes: 700, end_after: None };
+
+const TWO_QUEUES: GuestOptions = GuestOptions { request_queues: 2, depth: 80, ..GuestOptions::LINUX };
+
+#[track_caller]
+fn check(image: &TestImage, guest: &mut Guest, options: &WalkOptions, what: &str) {
+    let tree = walk(guest, options).unwrap_or_else(|error| panic!("{}, {what}: {error}", image.name));
+    let differences = tree.differences(&image.manifest());
+    assert!(differences.is_empty(), "{}, {what}:\n{}", image.name, differences.join("\n"));
+}
+
+fn each_reference(mut test: impl FnMut(&TestImage, &Path)) {
+    for image in TestImage::references().into_iter().flatten() {
+        let home = tempfile::tempdir().unwrap();
+        test(&image, home.path());
+    }
+}
+
+#[test]
+fn tree_of_each_image_is_right_cold_and_warm() {
+    each_reference(|image, home| {
+        let daemon = nydusd(image, home, &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(image, &mut guest, &MANY, "cold, many in flight");
+        check(image, &mut guest, &ONE, "warm, one after the other");
+        guest.reboot().unwrap();
+        guest.mount().unwrap();
+        check(image, &mut guest, &ODD, "warm, odd sizes, after a reboot of the guest");
+        drop((guest, daemon));
+        let daemon = nydusd(image, home, &[]);
+        let direct = GuestOptions {
+            chains: Chains::Direct,
+            notifications: Notifications::Flags,
+            mode: Mode::Poll,
+            depth: 40,
+            reply_bytes: 64 << 10,
+            ..GuestOptions::LINUX
+        };
+        let mut guest = Guest::boot(daemon.socket(), &direct).unwrap();
+        check(image, &mut guest, &WalkOptions { in_flight: 3, ..ODD }, "cached by the daemon before, direct chains");
+    });
+}
+
+#[test]
+fn tree_of_each_image_is_right_cold_with_odd_reads_and_all_checks_on() {
+    each_reference(|image, home| {
+        let cache = home.join("cache");
+        fs::create_dir(&cache).unwrap();
+        let mut config = image.config(&cache);
+        config["mode"] = "cached".into();
+        config["digest_validate"] = true.into();
+        let daemon = nydusd_with(image, &config, home, &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(image, &mut guest, &ODD, "cold, odd sizes, validated");
+        drop((guest, daemon));
+        let daemon = nydusd_with(image, &config, home, &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(image, &mut guest, &MANY, "validated from the cache");
+    });
+}
+
+#[test]
+fn tree_on_a_cache_of_upstream_is_right_and_the_cache_is_used() {
+    for (name, folder) in [("v5-lz4-blake3", "cache"), ("v6-zstd-4k", "cache"), ("v6-lz4-blake3", "cache-partial")] {
+        let Some(image) = TestImage::named(name) else { return };
+        let home = tempfile::tempdir().unwrap();
+        let cache = copy_cache(&image, folder, home.path());
+        let mut config = image.config(&cache);
+        if folder == "cache" {
+            // Everything is in the cache: blobs of the right size without content do not matter.
+            let hollow = home.path().join("hollow");
+            fs::create_dir(&hollow).unwrap();
+            for blob in fs::read_dir(&image.blobs).unwrap() {
+                let blob = blob.unwrap();
+                let file = File::create(hollow.join(blob.file_name())).unwrap();
+                file.set_len(blob.metadata().unwrap().len()).unwrap();
+            }
+            config["device"]["backend"]["config"]["dir"] = hollow.to_str().unwrap().into();
+        }
+        let daemon = nydusd_with(&image, &config, home.path(), &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(&image, &mut guest, &MANY, "on upstream's cache");
+    }
+}
+
+/// A foreign chunk map is a hint only: what is damaged under it is fetched again.
+#[test]
+fn tree_on_a_damaged_cache_of_upstream_is_right() {
+    for (name, folder) in [("v5-lz4-blake3", "cache"), ("v6-zstd-4k", "cache"), ("v6-lz4-blake3", "cache-partial")] {
+        let Some(image) = TestImage::named(name) else { return };
+        let home = tempfile::tempdir().unwrap();
+        let cache = copy_cache(&image, folder, home.path());
+        let mut damaged = 0;
+        for entry in fs::read_dir(&cache).unwrap() {
+            let path = entry.unwrap().path();
+            if !path.to_string_lossy().ends_with(".blob.data") {
+                continue;
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            bytes.iter_mut().step_by(1000).for_each(|byte| *byte ^= 0x55);
+            fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+        assert!(damaged > 0, "{name}: no data file in the cache");
+        let daemon = nydusd_with(&image, &image.config(&cache), home.path(), &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(&image, &mut guest, &MANY, "on a damaged cache of upstream");
+    }
+}
+
+fn copy_cache(image: &TestImage, folder: &str, home: &Path) -> PathBuf {
+    let cache = home.join("cache");
+    fs::create_dir(&cache).unwrap();
+    for entry in fs::read_dir(image.folder.join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let copy = cache.join(entry.file_name());
+        fs::copy(entry.path(), &copy).unwrap();
+        // The references may be read-only.
+        fs::set_permissions(&copy, Permissions::from_mode(0o600)).unwrap();
+    }
+    cache
+}
