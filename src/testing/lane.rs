@@ -183,7 +183,11 @@ impl Lane {
         self.queue.add(&self.readable, &self.writable, slot as u64)?;
         self.free.pop();
         self.next_unique += 2;
-        let capacity = request.room.map_or(0, |room| room + OUT_HEADER_BYTES as u32);
+        let capacity = match request.opcode {
+            // Never answered, whatever room there is.
+            opcode::FORGET | opcode::BATCH_FORGET | opcode::INTERRUPT => 0,
+            _ => request.room.map_or(0, |room| room + OUT_HEADER_BYTES as u32),
+        };
         self.slots[slot].flight = Some(InFlight { unique, opcode: request.opcode, node: request.node, capacity });
         Ok(unique)
     }
@@ -359,7 +363,6 @@ impl Lane {
     /// # Errors
     /// As [`Lane::call`].
     pub fn forget(&mut self, node: u64, lookups: u64) -> Result<(), HarnessError> {
-        debug_assert_eq!(Request::forget(node, lookups).opcode, opcode::FORGET);
         self.call(&Request::forget(node, lookups)).map(drop)
     }
 }

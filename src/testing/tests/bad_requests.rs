@@ -15,7 +15,6 @@ use crate::rogue::not_stopped;
 use crate::rogue::refused;
 use crate::rogue::run;
 
-const ENOENT: i32 = 2;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
 
@@ -273,7 +272,7 @@ const CHAINS: &[Case] = &[
             let room = r.room(120);
             r.send(&[request], &[room])
         },
-        |o| o == Outcome::Answered(ENOENT),
+        refused,
     ),
     (
         "inode of another mount",
@@ -289,7 +288,7 @@ const CHAINS: &[Case] = &[
         |r| {
             let request = r.write(&Request::read(2, 0, 0, 4096));
             let room = Segment { address: r.request, len: 8192 };
-            r.send(&[request], &[room])
+            r.send_to(&[request], &[room], r.request)
         },
         any,
     ),

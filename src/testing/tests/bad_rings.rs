@@ -39,7 +39,7 @@ const RINGS: &[Case] = &[
         |r| {
             r.guest.lane(1).queue().offer(60000, 0);
             r.guest.lane(1).publish().unwrap();
-            r.outcome()
+            r.outcome(r.reply)
         },
         stopped,
     ),
@@ -47,7 +47,7 @@ const RINGS: &[Case] = &[
         "available index 5000 ahead",
         |r| {
             r.guest.lane(1).queue().force_available_index(5000).unwrap();
-            r.outcome()
+            r.outcome(r.reply)
         },
         stopped,
     ),
@@ -154,9 +154,10 @@ const RINGS: &[Case] = &[
         |r| {
             let request = r.write(&Request::getattr(1));
             let mut entries = vec![Descriptor { address: request.address, len: request.len, flags: NEXT, next: 1 }];
-            let reply = |n: u16| Descriptor { address: r.reply, len: 1, flags: WRITE | NEXT, next: n + 1 };
+            let reply =
+                |n: u16| Descriptor { address: r.reply + u64::from(n) - 1, len: 1, flags: WRITE | NEXT, next: n + 1 };
             entries.extend((1..4000).map(reply));
-            entries.push(Descriptor { address: r.reply, len: 1, flags: WRITE, next: 0 });
+            entries.push(Descriptor { address: r.reply + 4000, len: 1, flags: WRITE, next: 0 });
             r.send_table(&entries, 4001 * 16, 0)
         },
         any,

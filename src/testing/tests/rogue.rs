@@ -69,7 +69,14 @@ impl Rogue {
         self.guest.memory().fill(self.reply, 64, 0xa5);
         self.guest.lane(1).queue().add(readable, writable, 0).unwrap();
         self.guest.lane(1).publish().unwrap();
-        self.outcome()
+        self.outcome(self.reply)
+    }
+
+    /// As [`Rogue::send`], for a reply that is expected at `at`.
+    pub fn send_to(&mut self, readable: &[Segment], writable: &[Segment], at: u64) -> Outcome {
+        self.guest.lane(1).queue().add(readable, writable, 0).unwrap();
+        self.guest.lane(1).publish().unwrap();
+        self.outcome(at)
     }
 
     /// Offers head 0 with descriptors as given, in the ring itself.
@@ -81,7 +88,7 @@ impl Rogue {
         }
         queue.offer(0, 0);
         self.guest.lane(1).publish().unwrap();
-        self.outcome()
+        self.outcome(self.reply)
     }
 
     /// Offers one indirect descriptor over a table with `entries`.
@@ -91,12 +98,13 @@ impl Rogue {
         self.send_raw(&[Descriptor { address: self.table, len, flags: INDIRECT | flags, next: 1 }])
     }
 
-    pub fn outcome(&mut self) -> Outcome {
+    /// Waits for what comes of the last chain, whose reply is at `at`.
+    pub fn outcome(&mut self, at: u64) -> Outcome {
         let start = Instant::now();
         let queue = self.guest.lane(1).queue();
         loop {
             if let Some(used) = queue.take().unwrap() {
-                return self.judge(used.len);
+                return self.judge(used.len, at);
             }
             if queue.failed() {
                 return Outcome::Stopped;
@@ -107,11 +115,11 @@ impl Rogue {
         }
     }
 
-    fn judge(&self, len: u32) -> Outcome {
+    fn judge(&self, len: u32, at: u64) -> Outcome {
         if len == 0 {
             return Outcome::NoReply;
         }
-        let header = self.guest.memory().read_vec(self.reply, 16);
+        let header = self.guest.memory().read_vec(at, 16);
         let said = u32::from_le_bytes(header[..4].try_into().unwrap());
         let error = i32::from_le_bytes(header[4..8].try_into().unwrap());
         assert_eq!(said, len, "used length and reply length");
