@@ -26,6 +26,8 @@ pub mod logging;
 pub mod open_files;
 pub mod signals;
 pub mod socket;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 
 pub use crate::device::AfterDisconnect;
 pub use crate::vfs::ZeroMessageOpen;
