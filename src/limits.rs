@@ -187,6 +187,12 @@ pub const MAX_BLOB_COMPRESSED_BYTES: u64 = 1 << 40;
 
 /// Data of one v6 blob when uncompressed: its offsets have 32 bits in units of 4096 bytes.
 pub const MAX_BLOB_UNCOMPRESSED_BYTES: u64 = 1 << 44;
+
+/// Warm reads of a thread between two looks at its count of major page faults, a system call of some 150 ns.
+pub const FAULT_SAMPLE_READS: u32 = 64;
+
+/// Shortest time between two doubts about the page cache; each makes every chunk be probed once more.
+pub const DOUBT_INTERVAL: Duration = Duration::from_secs(1);
 /// Open files wished for when `--rlimit-nofile` is not given, as upstream.
 pub const DEFAULT_OPEN_FILES: u64 = 1_000_000;
 

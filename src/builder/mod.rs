@@ -1,9 +1,9 @@
 //! The other way: a directory becomes a RAFS v6 image, that is a bootstrap and one data blob.
 //!
-//! Two passes over the source. The first ([`scan`]) reads names, attributes, xattrs and link targets into a flat
-//! [`tree::Tree`]; the second ([`data`]) streams file contents, one chunk at a time, into the blob ([`blob`]). Then
-//! [`layout`] gives every inode its place and [`bootstrap`] writes the metadata. File contents are never held beyond
-//! one chunk, and outputs appear under their names only when they are complete ([`output`]).
+//! Two passes over the source. The first (`scan`) reads names, attributes, xattrs and link targets into a flat
+//! `tree::Tree`; the second (`data`) streams file contents, one chunk at a time, into the blob (`blob`). Then
+//! `layout` gives every inode its place and `bootstrap` writes the metadata. File contents are never held beyond
+//! one chunk, and outputs appear under their names only when they are complete (`output`).
 //!
 //! The same source gives the same bytes: children and xattrs are sorted, and nothing depends on time, on the order of
 //! a directory or on the address of a hash.

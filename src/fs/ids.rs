@@ -8,7 +8,8 @@ use crate::fuse::filesystem::ROOT_NODE;
 /// Translates between the inodes of the mount at the root of the device and node ids.
 ///
 /// Node id = serial << 32 | inode. A serial names one mounting of one file system and is never used again, so that
-/// nothing a guest has cached of an old mount can meet a new one. The mount's own root is node 1, always and everywhere.
+/// nothing a guest has cached of an old mount can meet a new one. The mount's own root is node 1, always and
+/// everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeIds {
     serial: NonZeroU32,

@@ -27,7 +27,8 @@ mod flag {
 
 /// Flags that every guest gets if it offers them, each with its reason. Left out on purpose: WRITEBACK_CACHE (turns
 /// FOPEN_NOFLUSH off), AUTO_INVAL_DATA (content never changes), POSIX_ACL and SECURITY_CTX (nothing is created),
-/// ALLOW_IDMAP (some guests break the mount without POSIX_ACL), REQUEST_TIMEOUT (a slow registry must not abort a mount).
+/// ALLOW_IDMAP (some guests break the mount without POSIX_ACL), REQUEST_TIMEOUT (a slow registry must not abort the
+/// mount).
 const GRANTED: [(u64, &str); 11] = [
     (flag::ASYNC_READ, "readahead sends its requests in parallel"),
     (flag::BIG_WRITES, "writes larger than a page, where anything is writable"),
@@ -52,7 +53,8 @@ pub(super) struct Offer {
 }
 
 impl Offer {
-    /// Reads the arguments of INIT: 8 bytes before 7.6, 16 before 7.36, 64 since. `None` if even the versions are not there.
+    /// Reads the arguments of INIT: 8 bytes before 7.6, 16 before 7.36, 64 since. `None` if even the versions are
+    /// not there.
     pub(super) fn read(args: &[u8]) -> Option<Self> {
         fn prefix<T: zerocopy::FromBytes>(bytes: &[u8]) -> Option<(T, &[u8])> {
             let (front, rest) = bytes.split_at_checked(size_of::<T>())?;

@@ -1,11 +1,11 @@
 //! From the bytes of a request to a call of the [`FileSystem`], and the protocol's own requests.
 //!
 //! Exactly one completion per request, whatever its bytes: an answer if the requester left room for one, nothing for
-//! FORGET, BATCH_FORGET and INTERRUPT. The session lives here and outlasts a connection, since a reconnecting VMM goes on
-//! with it; INIT begins a new one at any time, because a rebooted guest does not say goodbye.
+//! FORGET, BATCH_FORGET and INTERRUPT. The session lives here and outlasts a connection, since a reconnecting VMM
+//! goes on with it; INIT begins a new one at any time, because a rebooted guest does not say goodbye.
 //!
-//! Small requests take no lock and allocate nothing. The one lock, `beginning`, is taken by INIT and DESTROY only, and no
-//! other is taken by us within it.
+//! Small requests take no lock and allocate nothing. The one lock, `beginning`, is taken by INIT and DESTROY only, and
+//! no other is taken by us within it.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -86,9 +86,9 @@ impl<F: FileSystem> Server<F> {
     /// Serves one request.
     ///
     /// `head` is what the transport copied out of the request, once: all of it, or its first
-    /// `limits::REQUEST_HEAD_BYTES`, or only the fixed part of WRITE. `readable_bytes` is the length of the request in the
-    /// requester's memory. The slot is completed exactly once: before this returns, or by whatever the file system moved
-    /// it into. Does not block.
+    /// `limits::REQUEST_HEAD_BYTES`, or only the fixed part of WRITE. `readable_bytes` is the length of the request in
+    /// the requester's memory. The slot is completed exactly once: before this returns, or by whatever the file system
+    /// moved it into. Does not block.
     pub fn handle<S: ReplySlot>(&self, head: &[u8], readable_bytes: usize, slot: S) {
         let Some(header) = read_header(head) else {
             let unique = head.get(8..16).and_then(|bytes| u64::read_from_bytes(bytes).ok()).unwrap_or(0);

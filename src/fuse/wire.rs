@@ -1,7 +1,9 @@
 //! Structures on the wire, as in `include/uapi/linux/fuse.h` (protocol 7.45).
 //!
 //! FUSE is host-endian on both sides; virtio-fs says little-endian, which every machine we run on is. Fields keep the
-//! kernel's names. Requests end where the fields we use end; what a newer kernel appends is ignored.
+//! kernel's names. Replies have the layout of 7.9 and later (but INIT's own, which comes before the version is
+//! settled): the first kernels with virtio-fs spoke 7.27. Requests end where the fields we use end; what a newer kernel
+//! appends is ignored.
 
 #![expect(missing_docs, reason = "fields are those of the kernel's structures")]
 
@@ -28,7 +30,9 @@ macro_rules! wire {
 
 wire! {
     /// `fuse_in_header`
-    InHeader { len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16, }
+    InHeader {
+        len: u32, opcode: u32, unique: u64, nodeid: u64, uid: u32, gid: u32, pid: u32, total_extlen: u16, padding: u16,
+    }
     /// `fuse_out_header`
     OutHeader { len: u32, error: i32, unique: u64, }
     /// `fuse_attr`

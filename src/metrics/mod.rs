@@ -165,6 +165,12 @@ pub struct StorageCounters {
     pub hints_confirmed: Counter,
     /// Chunks of the map that were hints and had to be fetched again.
     pub hints_refuted: Counter,
+    /// Requests to a backend that had to wait until others had freed their memory.
+    pub budget_waits: Counter,
+    /// Reads answered with an error because the demand deadline passed.
+    pub deadlines_missed: Counter,
+    /// Times cache files were opened anew because they had been removed or truncated.
+    pub cache_reopened: Counter,
 }
 
 /// Everything one daemon counts.
@@ -208,6 +214,8 @@ impl Metrics {
                 "backend_bytes": s.backend_bytes.get(), "backend_errors": s.backend_errors.get(),
                 "digest_mismatches": s.digest_mismatches.get(), "cache_write_errors": s.cache_write_errors.get(),
                 "hints_confirmed": s.hints_confirmed.get(), "hints_refuted": s.hints_refuted.get(),
+                "budget_waits": s.budget_waits.get(), "deadlines_missed": s.deadlines_missed.get(),
+                "cache_reopened": s.cache_reopened.get(),
             },
         })
     }

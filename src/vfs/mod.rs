@@ -5,6 +5,9 @@
 
 #[cfg(test)]
 #[cfg(feature = "testing")]
+mod hostile_tests;
+#[cfg(test)]
+#[cfg(feature = "testing")]
 mod tests;
 
 use std::num::NonZeroU32;

@@ -63,13 +63,13 @@ const IMAGES: [&str; 17] = [
     "v6-zstd-4k",
 ];
 
-const SAFE: Policy = Policy { zero_message_open: ZeroMessageOpen::WhereSafe, mounts: Mounts::Fixed };
+pub(super) const SAFE: Policy = Policy { zero_message_open: ZeroMessageOpen::WhereSafe, mounts: Mounts::Fixed };
 
 /// A guest in a session with a device.
-struct Guest {
+pub(super) struct Guest {
     server: Server<Vfs>,
     metrics: Arc<Metrics>,
-    backend: Arc<FaultBackend>,
+    pub(super) backend: Arc<FaultBackend>,
     _work_dir: tempfile::TempDir,
 }
 
@@ -85,7 +85,12 @@ impl Guest {
     fn before_init(folder: &Path, xattrs: Xattrs, policy: Policy) -> Self {
         let file = std::fs::File::open(folder.join("bootstrap")).unwrap();
         let view = View::map_file(file.as_fd(), file.metadata().unwrap().len()).unwrap();
-        let image = Arc::new(Image::open(view, &OpenOptions { placeholder_id: None }).unwrap());
+        Self::over(Image::open(view, &OpenOptions { placeholder_id: None }).unwrap(), folder, xattrs, policy)
+    }
+
+    /// A device with `image`, whose blobs lie in `folder`.
+    pub(super) fn over(image: Image, folder: &Path, xattrs: Xattrs, policy: Policy) -> Self {
+        let image = Arc::new(image);
         let metrics = Arc::new(Metrics::new(0));
         let work_dir = tempfile::tempdir().unwrap();
         let pool = Pool::new(2).unwrap();
@@ -109,7 +114,7 @@ impl Guest {
         Self { server, metrics, backend, _work_dir: work_dir }
     }
 
-    fn start(&self, ask: &Ask) -> Record {
+    pub(super) fn start(&self, ask: &Ask) -> Record {
         let bytes = [&ask.header(77)[..], &ask.body].concat();
         let (slot, record) = RecordingSlot::new(ask.room.map_or(0, |room| room as usize + 16));
         self.server.handle(&bytes, bytes.len(), slot);

@@ -89,8 +89,8 @@ impl ImageFs {
 
     /// Serves one request about `inode`, which need not exist. `ids` are those under which the image is mounted.
     ///
-    /// Completes `reply` on this thread, but for READ of data that is not ready: then on a thread of the store. Does not
-    /// block.
+    /// Completes `reply` on this thread, but for READ of data that is not ready: then on a thread of the store. Does
+    /// not block.
     pub fn call<S: ReplySlot>(&self, ids: NodeIds, inode: u32, request: &Request<'_>, reply: Reply<S>) {
         match request.operation {
             Operation::Lookup { name } => self.lookup(ids, inode, name.as_bytes(), reply),

@@ -169,7 +169,7 @@ impl Generation {
         self.side.trust(chunk);
         // Relaxed: a missed round of flushing is made up for by the next.
         self.dirty.store(true, Ordering::Relaxed);
-        self.note(chunk, offset, plain.len(), true);
+        self.note_touched(chunk, offset, plain.len());
         Ok(())
     }
 
@@ -177,17 +177,13 @@ impl Generation {
     pub fn confirm(&self, chunk: u32, offset: u64, len: usize) {
         self.side.trust(chunk);
         self.dirty.store(true, Ordering::Relaxed);
-        self.note(chunk, offset, len, true);
+        self.note_touched(chunk, offset, len);
     }
 
     /// Notes for this process that `chunk` is ready and in the page cache.
     pub fn note_touched(&self, chunk: u32, offset: u64, len: usize) {
-        self.note(chunk, offset, len, true);
-    }
-
-    fn note(&self, chunk: u32, offset: u64, len: usize, touched: bool) {
         if let Ok(len) = u32::try_from(len) {
-            self.extents.set(chunk, Extent { offset, len, touched });
+            self.extents.set(chunk, Extent { offset, len, touched: true });
         }
     }
 

@@ -17,7 +17,7 @@
 //! first opener under another boot id sets trusted := synced: what was written but not flushed before a power cut may
 //! be anything. A header that does not fit (also: the data file is another one than noted) makes everything a hint.
 //!
-//! Locks are OFD locks on byte numbers far beyond the file's end: chunk *i* on byte *i* + [`CHUNK_LOCKS`], the setup
+//! Locks are OFD locks on byte numbers far beyond the file's end: chunk *i* on byte *i* + 2^32, the setup
 //! lock (exclusive while files are opened and made), the use lock (shared while a process has the blob open). They are
 //! tried, never waited for in the kernel.
 

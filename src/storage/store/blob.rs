@@ -13,13 +13,13 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use arc_swap::Guard;
 
+use super::Inner;
 use super::error::ReadError;
 use super::parked::Outcome;
 use super::parked::Parked;
 use super::table::TableCell;
 use crate::limits::STORAGE_WARNING_INTERVAL;
 use crate::rafs::facts::BlobFacts;
-use crate::storage::cache::Directory;
 use crate::storage::cache::Generation;
 use crate::storage::cache::generation::Presence;
 use crate::storage::sync::Arc;
@@ -104,26 +104,28 @@ impl Blob {
 
     /// The cache files for work that takes a while; opened again if they were lost. `None`: there is no cache, or none
     /// that can be used now. Blocks on the disk.
-    pub(super) fn usable_files(&self, directory: Option<&Directory>, boot_id: [u8; 16]) -> Option<Arc<Generation>> {
+    pub(super) fn usable_files(&self, inner: &Inner) -> Option<Arc<Generation>> {
         let files = self.files.as_ref()?.load_full();
         if !files.view.is_lost() {
             return Some(files);
         }
-        self.renew(directory?, boot_id);
+        self.renew(inner);
         self.files.as_ref().map(ArcSwap::load_full).filter(|files| !files.view.is_lost())
     }
 
-    /// Opens the cache files anew. If another thread is about it, that is enough. Blocks on the disk.
-    pub(super) fn renew(&self, directory: &Directory, boot_id: [u8; 16]) {
-        let Some(files) = &self.files else { return };
+    /// Opens the cache files anew if they were removed or truncated. If another thread is about it, that is enough.
+    /// Blocks on the disk.
+    pub(super) fn renew(&self, inner: &Inner) {
+        let (Some(files), Some(directory)) = (&self.files, &inner.directory) else { return };
         let Ok(_one_at_a_time) = self.renewing.try_lock() else { return };
         let old = files.load_full();
         if old.is_current(directory, &self.facts) {
             return;
         }
-        match Generation::reopen(directory, &self.facts, boot_id, &old) {
+        match Generation::reopen(directory, &self.facts, inner.options.boot_id, &old) {
             Ok(new) => {
                 tracing::warn!(blob = %self.id, "cache files were removed or truncated while in use; opened anew");
+                inner.metrics.storage.cache_reopened.add(1);
                 files.store(Arc::new(new));
             }
             Err(error) if self.cache_warning.passes() => {

@@ -170,8 +170,9 @@ impl Work {
 
 /// Asks as soon as the budget allows.
 pub(super) fn submit(inner: &Arc<Inner>, work: Work) {
-    if let Some(work) = inner.budget.admit(work) {
-        issue(inner, work);
+    match inner.budget.admit(work) {
+        Some(work) => issue(inner, work),
+        None => inner.metrics.storage.budget_waits.add(1),
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod blob;
 mod budget;
+mod doubt;
 mod error;
 mod fetch;
 mod foreign;
@@ -37,6 +38,7 @@ use smallvec::SmallVec;
 
 use self::blob::Blob;
 use self::budget::Budget;
+use self::doubt::Doubt;
 use self::parked::Done;
 use self::parked::Parked;
 use self::register::Register;
@@ -105,6 +107,7 @@ pub(in crate::storage) struct Inner {
     metrics: Arc<Metrics>,
     register: Register,
     budget: Arc<Budget>,
+    doubt: Doubt,
     closing: AtomicBool,
     weak: Weak<Self>,
 }
@@ -140,6 +143,7 @@ impl Store {
             metrics,
             register: Register::default(),
             budget: Budget::new(IN_FLIGHT_BYTES as u64, Weak::clone(weak)),
+            doubt: Doubt::default(),
             closing: AtomicBool::new(false),
             weak: Weak::clone(weak),
         });
@@ -157,7 +161,8 @@ impl Store {
     {
         if let Some(ready) = self.inner.ready_now(pieces) {
             self.inner.metrics.storage.warm_reads.add(1);
-            return done(Ok(ready));
+            done(Ok(ready));
+            return self.inner.after_warm_read();
         }
         self.read_slowly(pieces, done);
     }
@@ -181,13 +186,6 @@ impl Store {
     /// `limits::SYNC_PATIENCE`. Reads of ready chunks go on.
     pub fn shutdown(&self) {
         self.inner.shutdown();
-    }
-
-    /// Chunks are no longer believed to be in the page cache: call it when a thread that reads had to wait for pages.
-    pub fn doubt_page_cache(&self) {
-        for files in self.inner.blobs.iter().filter_map(|blob| blob.files()) {
-            files.extents.untouch_all();
-        }
     }
 }
 
@@ -240,6 +238,14 @@ impl Inner {
             rest = after;
         }
         Some(ready)
+    }
+
+    /// `done` has copied on this thread, if it copied at all: did that wait for the disk?
+    #[inline]
+    fn after_warm_read(&self) {
+        if self.doubt.arises() {
+            self.blobs.iter().filter_map(|blob| blob.files()).for_each(|files| files.extents.untouch_all());
+        }
     }
 
     /// Looks whether chunks that are ready are in the page cache, and notes it. `false`: some are not, or are not

@@ -57,7 +57,7 @@ fn runs(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
 /// Lets `parked` wait for the chunks of `run`, all of one blob; adds those to `claims` that nobody sees to yet.
 fn admit(inner: &Inner, parked: &Arc<Parked>, run: &[Piece], claims: &mut Vec<Wanted>) -> Result<(), ReadError> {
     let blob = inner.blobs.get(run[0].blob as usize).ok_or(ReadError::NoBlob(run[0].blob))?;
-    let files = blob.usable_files(inner.directory.as_ref(), inner.options.boot_id);
+    let files = blob.usable_files(inner);
     // Loaded a moment ago; another thread may have found it wrong since.
     let table = blob.table.loaded().ok_or(ReadError::Lost(run[0].blob))?;
     let mut last = None;

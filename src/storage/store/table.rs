@@ -163,8 +163,17 @@ pub(super) struct TableCell {
 struct Load {
     waiters: Vec<Arc<Parked>>,
     is_running: bool,
-    /// The file in the cache directory proved wrong: fetch it.
-    ignores_file: bool,
+    search: Search,
+}
+
+/// Where a table is looked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Search {
+    /// In the cache directory, then at the backend.
+    #[default]
+    CacheFirst,
+    /// Only at the backend: the file in the cache directory proved wrong.
+    BackendOnly,
 }
 
 impl TableCell {
@@ -191,7 +200,7 @@ impl TableCell {
 
     fn give_up(&self, table: &Arc<Table>) {
         let mut load = lock(&self.load);
-        load.ignores_file = true;
+        load.search = Search::BackendOnly;
         if self.loaded.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, table)) {
             self.loaded.store(None);
         }
@@ -203,7 +212,7 @@ pub(super) fn get(inner: &Arc<Inner>, blob: &Arc<Blob>, parked: &Arc<Parked>) ->
     if let Some(table) = blob.table.loaded() {
         return Some(table);
     }
-    let ignores_file = {
+    let search = {
         let mut load = lock(&blob.table.load);
         if let Some(table) = blob.table.loaded() {
             return Some(table);
@@ -212,14 +221,14 @@ pub(super) fn get(inner: &Arc<Inner>, blob: &Arc<Blob>, parked: &Arc<Parked>) ->
         if std::mem::replace(&mut load.is_running, true) {
             return None;
         }
-        load.ignores_file
+        load.search
     };
     let duty = Duty { store: Arc::downgrade(inner), blob: Arc::clone(blob), is_open: true };
-    begin(inner, duty, ignores_file);
+    begin(inner, duty, search);
     None
 }
 
-fn begin(inner: &Arc<Inner>, duty: Duty, ignores_file: bool) {
+fn begin(inner: &Arc<Inner>, duty: Duty, search: Search) {
     let blob = Arc::clone(&duty.blob);
     let index = blob.facts.index;
     if let Err(source) = inner.chunks.prepare() {
@@ -235,7 +244,7 @@ fn begin(inner: &Arc<Inner>, duty: Duty, ignores_file: bool) {
         let source = RafsError::Unsupported("a chunk table of this size");
         return duty.end(Err(ReadError::Table { blob: index, source }));
     };
-    if !ignores_file
+    if search == Search::CacheFirst
         && let Some(directory) = &inner.directory
         && let Some(meta) = find(directory, &blob.facts, &location)
     {

@@ -23,9 +23,7 @@ pub(super) fn begin(inner: &Arc<Inner>) {
     inner.pool.after(SYNC_INTERVAL, move || {
         if let Some(inner) = weak.upgrade().filter(|inner| !inner.is_closing()) {
             inner.flush();
-            if let Some(directory) = &inner.directory {
-                inner.blobs.iter().for_each(|blob| blob.renew(directory, inner.options.boot_id));
-            }
+            inner.blobs.iter().for_each(|blob| blob.renew(&inner));
             begin(&inner);
         }
     });
@@ -51,7 +49,10 @@ pub(super) fn watch_deadlines(inner: &Inner) {
 impl Inner {
     /// Fails what waited too long, and takes questions back from a backend that had its time.
     fn sweep(self: &Arc<Self>, now: Instant) {
-        self.register.expired(now).iter().for_each(|parked| parked.fail(ReadError::Deadline));
+        for parked in self.register.expired(now) {
+            self.metrics.storage.deadlines_missed.add(1);
+            parked.fail(ReadError::Deadline);
+        }
         for held in self.register.take_overdue(now).into_iter().filter_map(Entry::take_back) {
             if let Held::Work(work) = held {
                 fetch::answered(self, work, Err(BackendError::TimedOut));

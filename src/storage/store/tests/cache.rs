@@ -311,3 +311,42 @@ fn parked_reads_end_with_their_store_though_the_backend_keeps_its_answer() {
     rig.read_right(&rig.open(), &[rig.piece(1)]);
     assert_eq!(rig.backend.fail_kept(&crate::storage::backend::BackendError::TimedOut), 1);
 }
+
+#[test]
+fn chunk_that_another_process_fetches_is_waited_for_and_not_asked_for() {
+    let rig = Rig::new(20);
+    let store = rig.open();
+    let directory = crate::storage::cache::Directory::open(rig.cache_dir()).unwrap();
+    let other = crate::storage::cache::Generation::open(&directory, &rig.facts, BOOT).unwrap();
+    assert!(other.locks().try_lock_chunks(3..5).unwrap());
+    let answer = read(&store, &rig.pieces(2..6));
+    until("request for 2 and 5", || rig.metrics.storage.chunks_fetched.get() == 2);
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(is_waiting(&answer));
+    for chunk in 3..5 {
+        let piece = rig.piece(chunk);
+        other.store(chunk, piece.offset, &rig.expected(&[piece])).unwrap();
+    }
+    // Seen by the bit, while the lock is still held.
+    assert!(wait(&answer).unwrap() == rig.expected(&rig.pieces(2..6)));
+    assert_eq!(rig.backend.requests(), 2);
+}
+
+#[test]
+fn files_removed_in_use_are_made_anew_by_the_regular_upkeep() {
+    let rig = Rig::new(10);
+    let store = rig.open();
+    rig.read_right(&store, &rig.pieces(0..5));
+    for suffix in [".blob.data", ".blob.data.chunk_map", ".nydus_state"] {
+        std::fs::remove_file(rig.file(suffix)).unwrap();
+    }
+    rig.read_right(&store, &rig.pieces(0..5));
+    assert_eq!(rig.metrics.storage.cache_reopened.get(), 0, "what is open is good");
+    store.inner.blobs[0].renew(&store.inner);
+    assert_eq!(rig.metrics.storage.cache_reopened.get(), 1);
+    rig.read_right(&store, &rig.pieces(0..10));
+    drop(store);
+    let requests = rig.backend.requests();
+    rig.read_right(&rig.open(), &rig.pieces(0..10));
+    assert_eq!(rig.backend.requests(), requests);
+}

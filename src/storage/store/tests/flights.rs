@@ -145,6 +145,7 @@ fn budget_queues_what_does_not_fit_and_everything_is_answered() {
     std::thread::sleep(Duration::from_millis(50));
     let held = rig.backend.kept();
     assert!(held < 20, "{held} requests of 16 MiB decoded at once");
+    assert_eq!(rig.metrics.storage.budget_waits.get(), 20 - held as u64);
     rig.backend.set(Fault::None);
     rig.backend.release(Order::FirstFirst);
     for answer in &answers {
@@ -209,4 +210,28 @@ fn store_without_blobs_opens() {
     let backend = Arc::clone(&rig.backend) as Arc<dyn Backend>;
     let store = Store::open(rig.options.clone(), Vec::new(), chunks, backend, Arc::clone(&rig.metrics)).unwrap();
     assert!(matches!(wait(&read(&store, &[rig.piece(0)])), Err(ReadError::NoBlob(0))));
+}
+
+#[test]
+fn ready_reads_can_be_kept_and_sent_to_other_threads() {
+    fn is_send<T: Send>() {}
+    is_send::<crate::storage::store::ReadyRead>();
+    let rig = Rig::new(30);
+    let store = rig.open();
+    rig.read_right(&store, &rig.pieces(0..30));
+    let kept = Arc::new(Mutex::new(Vec::new()));
+    for chunk in 0..30 {
+        let keep = Arc::clone(&kept);
+        store.read(&[rig.piece(chunk)], move |result| lock(&keep).push(result.unwrap()));
+    }
+    drop(store);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (chunk, ready) in lock(&kept).iter().enumerate() {
+                let mut sink = MemorySink::new(ready.len());
+                ready.copy_into(&mut sink).unwrap();
+                assert!(sink.into_bytes() == rig.expected(&[rig.piece(chunk as u32)]));
+            }
+        });
+    });
 }
