@@ -1,5 +1,7 @@
 //! Forms of bootstraps, and an image put together with a backend of the test's.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
