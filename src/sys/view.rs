@@ -369,6 +369,27 @@ mod tests {
         assert_eq!(again.u16_at(0), Ok(0x0909));
     }
 
+    /// The thread that meets the fault is not the only one that meets the page laid over it.
+    #[test]
+    fn page_lost_under_two_threads_is_data_for_neither() {
+        for round in 0..2000 {
+            let file = file_of(&[9; 4096]);
+            let view = View::map_file(file.as_fd(), 4096).unwrap();
+            assert_eq!(view.u16_at(0), Ok(0x0909));
+            file.set_len(0).unwrap();
+            let start = std::sync::Barrier::new(2);
+            let look = || {
+                start.wait();
+                (0..50).map(|_| view.u16_at(0)).find(|seen| *seen != Err(ViewError::Lost))
+            };
+            let seen = std::thread::scope(|scope| {
+                let other = scope.spawn(look);
+                (look(), other.join().unwrap())
+            });
+            assert_eq!(seen, (None, None), "round {round}");
+        }
+    }
+
     #[test]
     fn sealed_copy_survives_truncation() {
         let file = file_of(&[5; 10000]);
