@@ -6,6 +6,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
 use super::rig::*;
+use crate::fuse::slot::ReplySlot;
 
 /// What the double puts when parked requests are completed.
 const COMPLETE: (u32, i32) = (24, 0);
@@ -331,6 +332,50 @@ fn kick_that_is_replaced_while_the_ring_runs_is_listened_to() {
     settle();
     assert_eq!(device.metrics.queues[1].kicks.get(), kicks, "the old event is not watched");
     assert_eq!(ring.call(ECHO, 3, 4096).0, 24);
+}
+
+/// A message that fences ring 1.
+type Fence = fn(&mut Vmm, &mut Driver);
+
+const FENCES: [(&str, Fence); 5] = [
+    ("ENABLE 0", |vmm, _| vmm.frontend.set_vring_enable(1, false).unwrap()),
+    ("GET_VRING_BASE", |vmm, _| drop(vmm.frontend.get_vring_base(1).unwrap())),
+    ("RESET_DEVICE", |vmm, _| vmm.frontend.reset_device().unwrap()),
+    ("memory table", |vmm, _| vmm.share_memory()),
+    ("INIT on another ring", |_, other| assert_eq!(other.call(INIT, 9, 4096).0, 24)),
+];
+
+#[test]
+fn fence_waits_for_a_copy_under_way_and_for_no_parked_request() {
+    for (name, fence) in FENCES {
+        let device = Device::start();
+        let mut vmm = device.connect();
+        let mut rings = vmm.boot(&[1, 2]);
+        let (mut other, mut ring) = (rings.pop().unwrap(), rings.pop().unwrap());
+        let heads = park(&device, &mut ring, 2);
+        let (_, slot) = device.double.parked.lock().unwrap().remove(0);
+        let (copying, began) = std::sync::mpsc::channel();
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let completer = std::thread::spawn(move || {
+            slot.send_data(100, move |sink| {
+                copying.send(()).unwrap();
+                may_go_on.recv().unwrap();
+                sink.put_bytes(b"complete").map(|()| 8).map_err(|_| rustix::io::Errno::IO)
+            });
+        });
+        began.recv().unwrap();
+        let fencing = std::thread::spawn(move || {
+            fence(&mut vmm, &mut other);
+            (vmm, other)
+        });
+        settle();
+        assert!(!fencing.is_finished(), "{name} is answered while a reply is being copied");
+        go_on.send(()).unwrap();
+        completer.join().unwrap();
+        // The other request stays parked all the time.
+        let _vmm = fencing.join().unwrap();
+        assert_eq!(ring.wait(1), [(u32::from(heads[0]), 24)], "{name}");
+    }
 }
 
 #[test]
