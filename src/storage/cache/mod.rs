@@ -22,8 +22,19 @@ pub mod side;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 pub use file::Directory;
 pub use generation::Generation;
+
+impl CacheError {
+    /// Whether it is a full disk or one that fails, rather than a file or a right that somebody has to see to.
+    pub fn is_of_the_disk(&self) -> bool {
+        let Self::File { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::NOSPC | Errno::DQUOT | Errno::IO))
+    }
+}
 
 /// Why the cache files of a blob cannot be used.
 #[derive(Debug, thiserror::Error)]
