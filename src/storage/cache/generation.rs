@@ -97,6 +97,11 @@ impl Generation {
         Err(CacheError::Busy { path: directory.path_of(&names.side) })
     }
 
+    /// Whether the data file is said to hold every chunk of `blob`.
+    pub fn is_full(&self, blob: &BlobFacts) -> bool {
+        (0..blob.chunk_count).all(|chunk| self.presence(chunk) != Presence::Missing)
+    }
+
     /// As [`Generation::open`], after `lost` was found lost: its data file is unlinked first, so that other processes,
     /// who still have it mapped, find out as well instead of reading zeros from a file made whole again.
     ///

@@ -181,6 +181,18 @@ impl Store {
         self.inner.park(pieces, Box::new(done));
     }
 
+    /// Whether the cache is said to hold all of a blob, its chunk table included: such a blob is read without a backend,
+    /// unless something proves damaged. `false` for an index that names no blob. Looks into the cache directory.
+    pub fn is_full(&self, blob: u32) -> bool {
+        let Some(blob) = self.inner.blobs.get(blob as usize) else { return false };
+        let has_table = match (&blob.facts.meta, &self.inner.directory) {
+            (Some(location), Some(directory)) => table::find(directory, &blob.facts, location).is_some(),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        has_table && blob.files().is_some_and(|files| files.is_full(&blob.facts))
+    }
+
     /// Answers all parked reads with [`ReadError::Shutdown`], gives up all fetches, and flushes the caches for at most
     /// `limits::SYNC_PATIENCE`. Reads of ready chunks go on.
     pub fn shutdown(&self) {

@@ -338,7 +338,7 @@ fn padded(location: &MetaLocation) -> u64 {
 }
 
 /// The table in the cache directory, if there is a good one.
-fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocation) -> Option<BlobMeta> {
+pub(super) fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocation) -> Option<BlobMeta> {
     let name = file_name(blob);
     let open = || -> Result<Option<BlobMeta>, Box<dyn std::error::Error>> {
         let Some(file) = directory.open_existing(&name)? else { return Ok(None) };
