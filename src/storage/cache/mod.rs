@@ -10,8 +10,7 @@
 //! Nothing in the directory is believed beyond its owner (format, rule 23): regular files only, no symlinks, sizes and
 //! magics checked.
 //!
-//! A file that shrinks under its map is noticed by the SIGBUS guard, and by looking at the last byte after each copy
-//! (`store::ready`): the page in which a file ends reads as zeros behind the end, without any signal.
+//! A file that shrinks under its map is noticed by the SIGBUS guard and by [`crate::sys::view`].
 
 pub mod chunk_map;
 pub mod extents;
