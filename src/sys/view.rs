@@ -2,6 +2,10 @@
 //!
 //! A [`View`] copies out, checked on every use; it never hands out a reference into a map, because the file can change
 //! or shrink at any time. A lost page shows as [`ViewError::Lost`] (see [`super::guard`]), for that map from then on.
+//!
+//! The page in which a truncated file now ends is not lost: it reads as zeros behind the end, without any signal. So the
+//! last byte of a map is looked at after each copy. The kernel takes pages behind the new end away before it clears the
+//! rest of that page (not so XFS, which clears first). What cannot be seen is a cut within the file's last page.
 
 #![expect(unsafe_code, reason = "memory maps are raw memory")]
 
@@ -89,8 +93,8 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    /// Maps the first `len` bytes of `file`, shared and read-only. A `len` beyond the file's end is allowed; touching
-    /// it is [`ViewError::Lost`].
+    /// Maps the first `len` bytes of `file`, shared and read-only. A `len` beyond the page in which the file ends is
+    /// allowed; every read is then [`ViewError::Lost`].
     ///
     /// # Errors
     /// What `mmap` answers; `ENOMEM` also when `limits::GUARDED_MAPS` maps exist.
@@ -305,12 +309,16 @@ impl View {
         ViewError::OutOfBounds { offset, len, size: self.len as u64 }
     }
 
+    /// To be called after each copy.
     #[inline]
     fn unless_lost(&self) -> Result<(), ViewError> {
-        match &self.region.watch {
-            Some(watch) if watch.is_poisoned() => Err(ViewError::Lost),
-            _ => Ok(()),
-        }
+        let Some(watch) = &self.region.watch else { return Ok(()) };
+        // The copy comes before the look, as in `Watch::is_poisoned`.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        // SAFETY: a map is not empty, and its last byte lies inside it; a fault is turned into poison by the guard. The
+        // load is volatile: its value is of no interest, that it happens is.
+        unsafe { self.region.start.wrapping_add(self.region.len - 1).read_volatile() };
+        if watch.is_poisoned() { Err(ViewError::Lost) } else { Ok(()) }
     }
 
     /// Address of byte `start` of this view; within or one behind the region.
@@ -367,6 +375,20 @@ mod tests {
         assert_eq!(view.u16_at(0), Err(ViewError::Lost), "a poisoned map stays poisoned");
         let again = View::map_file(file.as_fd(), 4096).unwrap();
         assert_eq!(again.u16_at(0), Ok(0x0909));
+    }
+
+    #[test]
+    fn page_in_which_a_truncated_file_ends_is_not_zeros_but_lost() {
+        for keep in [1, 4000, 4096, 5000, 8191] {
+            let file = file_of(&[9; 16384]);
+            let view = View::map_file(file.as_fd(), 16384).unwrap();
+            let part = view.slice(0..8192).unwrap();
+            assert_eq!(part.u16_at(8190), Ok(0x0909));
+            file.set_len(keep).unwrap();
+            for offset in [0, keep - 1, 8190] {
+                assert_eq!(part.u16_at(offset), Err(ViewError::Lost), "cut to {keep}, offset {offset}");
+            }
+        }
     }
 
     /// The thread that meets the fault is not the only one that meets the page laid over it.
