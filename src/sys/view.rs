@@ -22,6 +22,7 @@ use vm_memory::bitmap::BitmapSlice;
 use zerocopy::FromBytes;
 use zerocopy::IntoBytes;
 
+use super::guard::Mark;
 use super::guard::Watch;
 
 /// Why bytes of a [`View`] could not be had.
@@ -76,10 +77,17 @@ impl Drop for Region {
 /// A read-only window over bytes; cheap to clone, safe to share.
 #[derive(Clone)]
 pub struct View {
-    region: Arc<Region>,
-    start: usize,
+    /// First byte, and the mark of the region: every read needs both, and no way through the region.
+    first: *const u8,
     len: usize,
+    mark: Mark,
+    region: Arc<Region>,
 }
+
+// SAFETY: `first` points into `region`, which may be sent and shared and lives as long.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
 
 impl std::fmt::Debug for View {
     /// Shows the size, not the bytes.
@@ -151,8 +159,8 @@ impl View {
     }
 
     fn from_region(region: Region) -> Self {
-        let len = region.len;
-        Self { region: Arc::new(region), start: 0, len }
+        let mark = region.watch.as_ref().map_or(Mark::never(), Watch::mark);
+        Self { first: region.start, len: region.len, mark, region: Arc::new(region) }
     }
 
     /// Size in bytes.
@@ -167,7 +175,7 @@ impl View {
 
     /// Whether a page of the underlying map was lost; every read fails from then on.
     pub fn is_lost(&self) -> bool {
-        self.region.watch.as_ref().is_some_and(Watch::is_poisoned)
+        self.mark.is_poisoned()
     }
 
     /// The part `range` of this view, sharing its memory.
@@ -177,7 +185,8 @@ impl View {
     pub fn slice(&self, range: Range<u64>) -> Result<Self, ViewError> {
         let len = range.end.checked_sub(range.start).ok_or(self.out_of_bounds(range.start, 0))?;
         let start = self.checked(range.start, len)?;
-        Ok(Self { region: Arc::clone(&self.region), start: self.start + start, len: len as usize })
+        let first = self.pointer(start);
+        Ok(Self { first, len: len as usize, mark: self.mark, region: Arc::clone(&self.region) })
     }
 
     /// Copies the bytes at `offset` into `out`.
@@ -307,16 +316,13 @@ impl View {
 
     #[inline]
     fn unless_lost(&self) -> Result<(), ViewError> {
-        match &self.region.watch {
-            Some(watch) if watch.is_poisoned() => Err(ViewError::Lost),
-            _ => Ok(()),
-        }
+        if self.mark.is_poisoned() { Err(ViewError::Lost) } else { Ok(()) }
     }
 
     /// Address of byte `start` of this view; within or one behind the region.
     #[inline]
     fn pointer(&self, start: usize) -> *const u8 {
-        self.region.start.wrapping_add(self.start + start)
+        self.first.wrapping_add(start)
     }
 }
 
