@@ -38,6 +38,8 @@ pub use wire::Mode;
 
 use crate::limits::MAX_CONFIG_BYTES;
 use syntax::Text;
+use value::Check;
+use value::Table;
 use value::UpTo;
 use wire::BackendTable;
 use wire::Base;
@@ -203,12 +205,12 @@ impl Warnings {
 #[derive(Deserialize)]
 struct Probe {
     version: Option<UpTo<{ u32::MAX as u64 }>>,
-    device: Option<ProbeDevice>,
+    device: Option<Table<ProbeDevice>>,
 }
 
 #[derive(Deserialize)]
 struct ProbeDevice {
-    backend: Option<ProbeBackend>,
+    backend: Option<Table<ProbeBackend>>,
 }
 
 #[derive(Deserialize)]
@@ -216,6 +218,12 @@ struct ProbeBackend {
     #[serde(rename = "type")]
     kind: Option<Kind>,
 }
+
+impl Check for Probe {}
+
+impl Check for ProbeDevice {}
+
+impl Check for ProbeBackend {}
 
 impl Config {
     /// Reads the file `path`; relative paths in it are taken from `directory`, which is absolute. The second value is
@@ -246,15 +254,15 @@ impl Config {
         let text = Text::new(text);
         let base = Base(directory);
         let mut warnings = Warnings(text.warnings.clone());
-        let probe = text.read::<Probe>()?.content;
+        let probe = text.read::<Table<Probe>>()?.content.0;
         let config = match (probe.version, probe.device) {
             (Some(UpTo(2)), _) => {
-                let document = text.read::<v2::Document>()?;
+                let document = text.read::<Table<v2::Document>>()?;
                 warn_unknown(&document.unknown, &mut warnings);
-                document.content.into_config(base, &mut warnings)
+                document.content.0.into_config(base, &mut warnings)
             }
             (None | Some(UpTo(1)), Some(device)) => {
-                let kind = device.backend.and_then(|backend| backend.kind);
+                let kind = device.0.backend.and_then(|backend| backend.0.kind);
                 let kind = kind.ok_or_else(|| missing("device.backend.type", Kind::ALLOWED))?;
                 match kind {
                     Kind::Localfs => read_v1::<wire::Localfs>(&text, base, &mut warnings),
@@ -320,9 +328,9 @@ impl CacheStore {
 }
 
 fn read_v1<B: BackendTable>(text: &Text<'_>, base: Base<'_>, warnings: &mut Warnings) -> Result<Config, ConfigError> {
-    let document = text.read::<v1::Document<B>>()?;
+    let document = text.read::<Table<v1::Document<B>>>()?;
     warn_unknown(&document.unknown, warnings);
-    Ok(document.content.into_config(base))
+    Ok(document.content.0.into_config(base))
 }
 
 fn warn_unknown(paths: &BTreeSet<String>, warnings: &mut Warnings) {

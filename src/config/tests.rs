@@ -162,7 +162,7 @@ fn wrong_values_are_errors_with_path_line_and_what_is_allowed() {
         ),
         (
             v1("\"proxy\": \"http://me:word@proxy\""),
-            "device.backend.config.proxy: invalid type: a string, expected struct Proxy on line 6",
+            "device.backend.config.proxy: invalid type: a string, expected a table on line 6",
         ),
         (v1("\"auth\": 12345"), "device.backend.config.auth: invalid type: a number, expected a string on line 6"),
         (
@@ -193,6 +193,7 @@ fn wrong_values_are_errors_with_path_line_and_what_is_allowed() {
             "version = 2\n[backend]\ntype = \"ftp\"\n".to_owned(),
             "backend.type: invalid value: a string, expected one of \"localfs\", \"localdisk\"",
         ),
+        ("{\"version\": 2, \"cache\": [\"blobcache\"]}".to_owned(), "cache: invalid type: sequence, expected a table"),
         ("{\"version\": 3}".to_owned(), "version: invalid value 3, expected 2 (or 1)"),
         ("{}".to_owned(), "`version` (2) or `device` is missing, expected one of them"),
         ("{\"device\": {}}".to_owned(), "`device.backend.type` is missing, expected one of localfs, localdisk, oss"),

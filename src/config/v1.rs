@@ -9,7 +9,7 @@ use super::ImageOptions;
 use super::Prefetch;
 use super::v2::one_mib;
 use super::value::Check;
-use super::value::Checked;
+use super::value::Table;
 use super::value::UpTo;
 use super::wire::AmplifyBytes;
 use super::wire::BackendTable;
@@ -25,7 +25,7 @@ use super::wire::OrEmpty;
 #[derive(Debug, Deserialize)]
 #[serde(bound = "B: BackendTable")]
 pub(super) struct Document<B> {
-    device: Device<B>,
+    device: Table<Device<B>>,
     #[serde(default)]
     mode: Mode,
     #[serde(default)]
@@ -41,7 +41,7 @@ pub(super) struct Document<B> {
     #[serde(default = "one_mib")]
     amplify_io: AmplifyBytes,
     #[serde(default)]
-    fs_prefetch: OrEmpty<Checked<PrefetchTable>>,
+    fs_prefetch: OrEmpty<Table<PrefetchTable>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,8 +49,8 @@ pub(super) struct Document<B> {
 struct Device<B> {
     #[serde(default)]
     id: String,
-    backend: BackendChoice<B>,
-    cache: Option<CacheTable>,
+    backend: Table<BackendChoice<B>>,
+    cache: Option<Table<CacheTable>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,7 +59,7 @@ struct BackendChoice<B> {
     #[serde(rename = "type")]
     _kind: Kind,
     #[serde(default)]
-    config: OrEmpty<Checked<B>>,
+    config: OrEmpty<Table<B>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,9 +69,9 @@ struct CacheTable {
     #[serde(default)]
     compressed: bool,
     #[serde(default)]
-    config: OrEmpty<CacheFiles>,
+    config: OrEmpty<Table<CacheFiles>>,
     #[serde(default)]
-    prefetch_config: OrEmpty<Checked<PrefetchTable>>,
+    prefetch_config: OrEmpty<Table<PrefetchTable>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -126,13 +126,22 @@ impl Check for PrefetchTable {
     }
 }
 
+impl<B> Check for Document<B> {}
+
+impl<B> Check for Device<B> {}
+
+impl<B> Check for BackendChoice<B> {}
+
+impl Check for CacheTable {}
+
 impl<B: BackendTable> Document<B> {
     pub(super) fn into_config(self, base: Base<'_>) -> Config {
-        let cache = self.device.cache;
+        let device = self.device.0;
+        let cache = device.cache.map(|table| table.0);
         let in_cache = cache.as_ref().and_then(|cache| cache.prefetch_config.0.0.prefetch());
         Config {
-            id: self.device.id,
-            backend: Some(self.device.backend.config.0.0.backend(base)),
+            id: device.id,
+            backend: Some(device.backend.0.config.0.0.backend(base)),
             external_backends: Vec::new(),
             image: ImageOptions {
                 mode: self.mode,
@@ -154,8 +163,8 @@ impl CacheTable {
     fn into_cache(self, validate: bool, base: Base<'_>) -> Cache {
         let store = match self.kind {
             CacheKind::None => CacheStore::None,
-            CacheKind::Files => CacheStore::files(self.config.0, base),
-            CacheKind::Fscache => CacheStore::Fscache { work_dir: base.join(&self.config.0.work_dir) },
+            CacheKind::Files => CacheStore::files(self.config.0.0, base),
+            CacheKind::Fscache => CacheStore::Fscache { work_dir: base.join(&self.config.0.0.work_dir) },
         };
         Cache { store, compressed: self.compressed, validate }
     }

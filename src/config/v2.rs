@@ -14,8 +14,8 @@ use super::Prefetch;
 use super::Warnings;
 use super::backend::Backend;
 use super::value::Check;
-use super::value::Checked;
 use super::value::Secret;
+use super::value::Table;
 use super::value::UpTo;
 use super::wire::AmplifyBytes;
 use super::wire::BackendTable as _;
@@ -42,13 +42,13 @@ pub(super) struct Document {
     _version: UpTo<2>,
     #[serde(default)]
     id: String,
-    backend: Option<BackendChoice>,
+    backend: Option<Table<BackendChoice>>,
     #[serde(default)]
-    external_backends: Vec<External>,
-    cache: Option<CacheTable>,
+    external_backends: Vec<Table<External>>,
+    cache: Option<Table<CacheTable>>,
     #[serde(default)]
-    rafs: OrEmpty<Rafs>,
-    overlay: Option<OverlayTable>,
+    rafs: OrEmpty<Table<Rafs>>,
+    overlay: Option<Table<OverlayTable>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -56,12 +56,12 @@ struct BackendChoice {
     #[serde(rename = "type")]
     kind: Kind,
     localfs: Option<LocalfsOrDir>,
-    localdisk: Option<Checked<Localdisk>>,
-    oss: Option<Checked<Oss>>,
-    s3: Option<Checked<S3>>,
-    registry: Option<Checked<Registry>>,
+    localdisk: Option<Table<Localdisk>>,
+    oss: Option<Table<Oss>>,
+    s3: Option<Table<S3>>,
+    registry: Option<Table<Registry>>,
     #[serde(rename = "http-proxy")]
-    http_proxy: Option<Checked<HttpProxy>>,
+    http_proxy: Option<Table<HttpProxy>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -83,11 +83,11 @@ struct CacheTable {
     #[serde(default)]
     validate: bool,
     #[serde(default)]
-    prefetch: OrEmpty<Checked<PrefetchTable>>,
+    prefetch: OrEmpty<Table<PrefetchTable>>,
     #[serde(default)]
-    filecache: OrEmpty<CacheFiles>,
+    filecache: OrEmpty<Table<CacheFiles>>,
     #[serde(default)]
-    fscache: OrEmpty<CacheFiles>,
+    fscache: OrEmpty<Table<CacheFiles>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -107,7 +107,7 @@ struct Rafs {
     #[serde(default)]
     latest_read_files: bool,
     #[serde(default)]
-    prefetch: OrEmpty<Checked<PrefetchTable>>,
+    prefetch: OrEmpty<Table<PrefetchTable>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -161,26 +161,39 @@ struct OverlayTable {
     work_dir: String,
 }
 
+impl Check for Document {}
+
+impl Check for BackendChoice {}
+
+impl Check for External {}
+
+impl Check for CacheTable {}
+
+impl Check for Rafs {}
+
+impl Check for OverlayTable {}
+
 impl Document {
     pub(super) fn into_config(self, base: Base<'_>, warnings: &mut Warnings) -> Config {
-        let cache = self.cache;
+        let cache = self.cache.map(|table| table.0);
+        let rafs = self.rafs.0.0;
         let in_cache = cache.as_ref().and_then(|cache| cache.prefetch.0.0.prefetch());
         Config {
             id: self.id,
-            backend: self.backend.and_then(|choice| choice.into_backend(base, warnings)),
-            external_backends: self.external_backends.into_iter().map(External::into_backend).collect(),
+            backend: self.backend.and_then(|choice| choice.0.into_backend(base, warnings)),
+            external_backends: self.external_backends.into_iter().map(|external| external.0.into_backend()).collect(),
             image: ImageOptions {
-                mode: self.rafs.0.mode,
-                amplify_bytes: self.rafs.0.batch_size.narrow(),
-                validate: self.rafs.0.validate,
-                xattr: self.rafs.0.enable_xattr,
-                iostats_files: self.rafs.0.iostats_files,
-                access_pattern: self.rafs.0.access_pattern,
-                latest_read_files: self.rafs.0.latest_read_files,
+                mode: rafs.mode,
+                amplify_bytes: rafs.batch_size.narrow(),
+                validate: rafs.validate,
+                xattr: rafs.enable_xattr,
+                iostats_files: rafs.iostats_files,
+                access_pattern: rafs.access_pattern,
+                latest_read_files: rafs.latest_read_files,
             },
-            prefetch: self.rafs.0.prefetch.0.0.prefetch().or(in_cache),
+            prefetch: rafs.prefetch.0.0.prefetch().or(in_cache),
             cache: cache.map_or(Cache::none(), |cache| cache.into_cache(base)),
-            overlay: self.overlay.map(|overlay| Overlay {
+            overlay: self.overlay.map(|Table(overlay)| Overlay {
                 upper_dir: base.join(&overlay.upper_dir),
                 work_dir: base.join(&overlay.work_dir),
             }),
@@ -216,8 +229,8 @@ impl CacheTable {
     fn into_cache(self, base: Base<'_>) -> Cache {
         let store = match self.kind {
             CacheKind::None => CacheStore::None,
-            CacheKind::Files => CacheStore::files(self.filecache.0, base),
-            CacheKind::Fscache => CacheStore::Fscache { work_dir: base.join(&self.fscache.0.work_dir) },
+            CacheKind::Files => CacheStore::files(self.filecache.0.0, base),
+            CacheKind::Fscache => CacheStore::Fscache { work_dir: base.join(&self.fscache.0.0.work_dir) },
         };
         Cache { store, compressed: self.compressed, validate: self.validate }
     }

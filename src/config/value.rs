@@ -180,31 +180,34 @@ impl<T: Copy> Visitor<'_> for Word<T> {
     }
 }
 
-/// A table whose fields have rules among each other.
+/// What is written as a table; its fields may have rules among each other.
 pub(super) trait Check {
     /// Refuses combinations that make no sense, naming the fields and what is allowed.
-    fn check(&self) -> Result<(), String>;
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
 }
 
-/// A table that was checked while its place in the text was still known, so that the error can name the line.
+/// A table and nothing else (`Deserialize` of a struct would take its fields as an array too), checked while its place
+/// in the text is still known, so that the error can name the line.
 #[derive(Debug)]
-pub(super) struct Checked<T>(pub(super) T);
+pub(super) struct Table<T>(pub(super) T);
 
-impl<'de, T: Deserialize<'de> + Check> Deserialize<'de> for Checked<T> {
+impl<'de, T: Deserialize<'de> + Check> Deserialize<'de> for Table<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Table<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de> + Check> Visitor<'de> for Table<T> {
-            type Value = Checked<T>;
+        struct Fields<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Check> Visitor<'de> for Fields<T> {
+            type Value = Table<T>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a table")
             }
-            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Checked<T>, A::Error> {
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Table<T>, A::Error> {
                 let table = T::deserialize(de::value::MapAccessDeserializer::new(map))?;
                 table.check().map_err(de::Error::custom)?;
-                Ok(Checked(table))
+                Ok(Table(table))
             }
         }
-        deserializer.deserialize_map(Table(PhantomData))
+        deserializer.deserialize_map(Fields(PhantomData))
     }
 }
 

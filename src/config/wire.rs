@@ -20,9 +20,9 @@ use super::backend::Route;
 use super::backend::Scheme;
 use super::backend::Source;
 use super::value::Check;
-use super::value::Checked;
 use super::value::Endpoint;
 use super::value::Secret;
+use super::value::Table;
 use super::value::UpTo;
 use super::value::choice;
 use crate::limits;
@@ -142,6 +142,10 @@ impl Mirror {
     }
 }
 
+impl Check for Proxy {}
+
+impl Check for Mirror {}
+
 /// A backend's table can say how to read itself.
 pub(super) trait BackendTable: Check + de::DeserializeOwned {
     fn backend(self, base: Base<'_>) -> Backend;
@@ -166,14 +170,14 @@ macro_rules! backend_table {
             #[serde(default)]
             ca_cert_files: Vec<String>,
             #[serde(default)]
-            proxy: Option<Proxy>,
+            proxy: Option<Table<Proxy>>,
             #[serde(default)]
-            mirrors: Option<Vec<Mirror>>,
+            mirrors: Option<Vec<Table<Mirror>>>,
         }
 
         impl Check for $name {
             fn check(&self) -> Result<(), String> {
-                let both = self.proxy.as_ref().is_some_and(Proxy::is_used)
+                let both = self.proxy.as_ref().is_some_and(|proxy| proxy.0.is_used())
                     && self.mirrors.as_ref().is_some_and(|mirrors| !mirrors.is_empty());
                 if both {
                     return Err("`mirrors` and `proxy` cannot be used together, give one of them".to_owned());
@@ -208,8 +212,8 @@ fn default_deadline() -> Seconds {
     UpTo(limits::DEMAND_DEADLINE.as_secs())
 }
 
-fn route(proxy: Option<Proxy>, mirrors: Option<Vec<Mirror>>) -> Route {
-    if let Some(proxy) = proxy.filter(Proxy::is_used) {
+fn route(proxy: Option<Table<Proxy>>, mirrors: Option<Vec<Table<Mirror>>>) -> Route {
+    if let Some(Table(proxy)) = proxy.filter(|proxy| proxy.0.is_used()) {
         return Route::Proxy(backend::Proxy {
             url: proxy.url,
             ping_url: proxy.ping_url,
@@ -224,7 +228,7 @@ fn route(proxy: Option<Proxy>, mirrors: Option<Vec<Mirror>>) -> Route {
     if mirrors.is_empty() { Route::Direct } else { Route::Mirrors(mirrors.into_iter().map(mirror).collect()) }
 }
 
-fn mirror(mirror: Mirror) -> backend::Mirror {
+fn mirror(Table(mirror): Table<Mirror>) -> backend::Mirror {
     backend::Mirror {
         host: mirror.host,
         ping_url: mirror.ping_url,
@@ -307,7 +311,7 @@ backend_table!(HttpProxy { addr: Endpoint, path: String } |table: &HttpProxy, _:
 
 /// The `localfs` table, or (in a published sample) just its directory as a string.
 #[derive(Debug)]
-pub(super) struct LocalfsOrDir(pub(super) Checked<Localfs>);
+pub(super) struct LocalfsOrDir(pub(super) Table<Localfs>);
 
 impl<'de> Deserialize<'de> for LocalfsOrDir {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -319,10 +323,10 @@ impl<'de> Deserialize<'de> for LocalfsOrDir {
             }
             fn visit_str<E: de::Error>(self, dir: &str) -> Result<LocalfsOrDir, E> {
                 let only_dir = std::iter::once(("dir", dir));
-                Checked::deserialize(de::value::MapDeserializer::new(only_dir)).map(LocalfsOrDir)
+                Table::deserialize(de::value::MapDeserializer::new(only_dir)).map(LocalfsOrDir)
             }
             fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<LocalfsOrDir, A::Error> {
-                Checked::deserialize(de::value::MapAccessDeserializer::new(map)).map(LocalfsOrDir)
+                Table::deserialize(de::value::MapAccessDeserializer::new(map)).map(LocalfsOrDir)
             }
         }
         deserializer.deserialize_any(Either)
@@ -377,6 +381,8 @@ pub(super) struct CacheFiles {
     #[serde(default)]
     pub(super) encryption_key: Secret,
 }
+
+impl Check for CacheFiles {}
 
 impl CacheFiles {
     fn here() -> String {

@@ -173,15 +173,15 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// The backend of `config`, after a look at every blob of the image.
+/// The backend of `config`, for an image of `blobs`.
 ///
 /// # Errors
-/// [`DaemonError::Missing`] names the field; [`DaemonError::Blob`] the file.
+/// [`DaemonError::Missing`] names the field.
 pub(super) fn open_backend(
     config: Option<&BackendConfig>,
     blobs: &[BlobFacts],
     pool: &Arc<Pool>,
-) -> Result<Arc<dyn Backend>, DaemonError> {
+) -> Result<Arc<LocalFs>, DaemonError> {
     let place = match config {
         None if blobs.is_empty() => Place::Directories(Vec::new()),
         None => return Err(DaemonError::Missing("backend".to_owned())),
@@ -194,11 +194,23 @@ pub(super) fn open_backend(
             _ => return Err(DaemonError::NotBuilt(format!("backend `{}`", backend.kind()))),
         },
     };
-    let backend = LocalFs::new(place, Arc::clone(pool));
-    for blob in blobs {
-        backend.check(&blob.id, bytes_needed(blob)).map_err(DaemonError::Blob)?;
+    Ok(Arc::new(LocalFs::new(place, Arc::clone(pool))))
+}
+
+/// Looks at every blob of a served image. One that is missing or cut is no matter where the cache holds all of it.
+///
+/// # Errors
+/// [`DaemonError::Blob`] names the file.
+pub(super) fn check_blobs(served: &Served, backend: &LocalFs) -> Result<(), DaemonError> {
+    for blob in served.image.blobs() {
+        match backend.check(&blob.id, bytes_needed(blob)) {
+            Err(error) if served.store.is_full(blob.index) => {
+                warn!(blob = %blob.id, error = &error as &dyn std::error::Error, "served from the cache alone");
+            }
+            outcome => outcome.map_err(DaemonError::Blob)?,
+        }
     }
-    Ok(Arc::new(backend))
+    Ok(())
 }
 
 /// How long the file of a blob is at least: its chunks, and its table of chunks with the header behind it.

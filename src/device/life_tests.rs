@@ -307,10 +307,11 @@ fn parked_reply_goes_through_the_table_of_its_completion() {
     ring.kick();
     settle();
     assert!(ring.poll().is_empty());
-    vmm.frontend.add_mem_region(&half(0)).unwrap();
-    assert_eq!(ring.wait(1).len(), 1, "the ring is looked at again");
     device.double.complete_all();
-    expect_complete(&mut ring, &[head]);
+    vmm.frontend.add_mem_region(&half(0)).unwrap();
+    let mut used = ring.wait(2);
+    used.sort_unstable();
+    assert_eq!(used, [(u32::from(head), 24), (u32::from(head) + 2, 24)], "the ring is looked at again");
     vmm.frontend.set_mem_table(&[whole]).unwrap();
     assert_eq!(ring.call(ECHO, 4, 4096).0, 24);
 }
@@ -383,4 +384,19 @@ fn memory_table_is_swapped_under_load_and_every_reply_is_right() {
             vmm.frontend.set_mem_table(&[region]).unwrap();
         }
     });
+}
+
+#[test]
+fn guest_memory_that_vanishes_costs_the_connection_not_the_daemon() {
+    let device = Device::start();
+    let mut vmm = device.connect();
+    let mut rings = vmm.boot(&[1]);
+    assert_eq!(rings[0].call(ECHO, 1, 4096).0, 24);
+    rings[0].submit(ECHO, 2, 4096);
+    vmm.truncate_memory();
+    rings[0].kick();
+    until("the ring is given up", || rings[0].err.read().is_ok());
+    drop((vmm, rings));
+    let mut vmm = device.connect();
+    assert_eq!(vmm.boot(&[1]).remove(0).call(ECHO, 1, 4096).0, 24);
 }

@@ -56,6 +56,7 @@ use rustix::io::Errno;
 
 use crate::fuse::FileSystem;
 use crate::fuse::server::Server;
+use crate::limits::MAX_TAG_BYTES;
 use crate::metrics::Metrics;
 use vhost::Connection;
 use worker::Requests;
@@ -73,9 +74,9 @@ pub struct Options {
 
 impl Options {
     /// The tag as it stands in the configuration space.
-    fn tag_bytes(&self) -> Option<[u8; vhost::TAG_BYTES]> {
+    fn tag_bytes(&self) -> Option<[u8; MAX_TAG_BYTES]> {
         let tag = self.tag.as_ref()?;
-        let mut bytes = [0; vhost::TAG_BYTES];
+        let mut bytes = [0; MAX_TAG_BYTES];
         for (place, byte) in bytes.iter_mut().zip(tag.bytes()) {
             *place = byte;
         }

@@ -1,6 +1,7 @@
 //! A VMM and a guest driver for the device's own tests: real messages on a real socket, real rings in a shared memfd.
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::os::unix::net::UnixStream;
@@ -125,11 +126,26 @@ pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// What the device's thread logs.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// A device that is being served.
 pub(super) struct Device {
     pub(super) double: Arc<Double>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) stop: Stop,
+    log: Log,
     path: PathBuf,
     _dir: tempfile::TempDir,
     thread: Option<JoinHandle<Result<(), DeviceError>>>,
@@ -146,15 +162,27 @@ impl Device {
         let listener = UnixListener::bind(&path).unwrap();
         let (double, stop) = (Arc::new(Double::default()), Stop::new().unwrap());
         let metrics = Arc::new(Metrics::new(usize::from(options.request_queues) + 1));
+        let log = Log::default();
         let thread = std::thread::spawn({
-            let (double, stop, metrics) = (Arc::clone(&double), stop.clone(), Arc::clone(&metrics));
-            move || serve_requests(&double, &listener, &options, &stop, &metrics)
+            let (double, stop, metrics, log) = (Arc::clone(&double), stop.clone(), Arc::clone(&metrics), log.clone());
+            move || {
+                let writer = tracing_subscriber::fmt().with_ansi(false).with_writer(move || log.clone());
+                tracing::subscriber::with_default(writer.finish(), || {
+                    serve_requests(&double, &listener, &options, &stop, &metrics)
+                })
+            }
         });
-        Self { double, metrics, stop, path, _dir: dir, thread: Some(thread) }
+        Self { double, metrics, stop, log, path, _dir: dir, thread: Some(thread) }
     }
 
     pub(super) fn connect(&self) -> Vmm {
         Vmm::new(UnixStream::connect(&self.path).unwrap())
+    }
+
+    /// Lines of the log so far that contain `text`.
+    pub(super) fn logged(&self, text: &str) -> usize {
+        let log = self.log.0.lock().unwrap();
+        String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).count()
     }
 
     /// Triggers the stop; how long the device took to end.
@@ -218,6 +246,11 @@ impl Vmm {
             mmap_offset: 0,
             mmap_handle: self.file.as_raw_fd(),
         }
+    }
+
+    /// The pages of guest memory are gone; touching them is SIGBUS.
+    pub(super) fn truncate_memory(&self) {
+        self.file.set_len(0).unwrap();
     }
 
     pub(super) fn share_memory(&self) {

@@ -348,10 +348,12 @@ impl Ring {
     fn look<'a>(&self, mut state: MutexGuard<'_, State>, mut pass: Pass<'a>, take: &mut Take) -> Option<Pass<'a>> {
         take.count = 0;
         take.layout = state.layout;
-        state.take_held(&mut take.held);
         let looked = match state.layout.open(&pass.map) {
             Some(split) if split.is_lost() => Err(Broken::Lost),
-            Some(split) => state.take_heads(&split, take),
+            Some(split) => {
+                state.take_held(&mut take.held);
+                state.take_heads(&split, take)
+            }
             // The VMM took the region away; the next memory table wakes us.
             None => Ok(()),
         };
@@ -379,13 +381,19 @@ impl Ring {
             return Admitted::Refused;
         }
         match state.phase {
-            Phase::Running if state.enabled => Admitted::Pass(self.pass(&mut state)),
-            Phase::Running | Phase::Detached(_) => {
-                state.held.push(keep());
-                Admitted::Kept
+            Phase::Running if state.enabled => {
+                let mut pass = self.pass(&mut state);
+                if state.layout.open(&pass.map).is_some() {
+                    return Admitted::Pass(pass);
+                }
+                // The VMM took the ring's region away for a while; the next memory table wakes the worker.
+                self.give_back(&mut state, &mut pass);
             }
-            Phase::Stopped | Phase::Broken => Admitted::Refused,
+            Phase::Running | Phase::Detached(_) => {}
+            Phase::Stopped | Phase::Broken => return Admitted::Refused,
         }
+        state.held.push(keep());
+        Admitted::Kept
     }
 
     /// Gives the pass back without having completed anything.

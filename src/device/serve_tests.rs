@@ -247,3 +247,27 @@ fn kicks_are_refused_while_a_batch_is_worked_on_and_wanted_afterwards() {
     ring.call(ECHO, 1, 4096);
     until("kicks are wanted", || ring.kick_event() == 0);
 }
+
+#[test]
+fn vmm_that_shares_no_memory_is_told_so_and_the_next_one_served() {
+    let device = Device::start();
+    for (round, told_something_else) in [false, true].into_iter().enumerate() {
+        let mut vmm = device.connect();
+        vmm.negotiate(FEATURES);
+        if told_something_else {
+            // A table, and rings that lie outside of it.
+            let mut region = vmm.region();
+            region.userspace_addr = 0;
+            vmm.frontend.set_mem_table(&[region]).unwrap();
+        }
+        let ring = vmm.driver(1, 64);
+        vmm.frontend.set_vring_num(1, 64).unwrap();
+        vmm.frontend.set_vring_base(1, 0).unwrap();
+        vmm.frontend.set_vring_addr(1, &ring.addresses()).unwrap_err();
+        until("it is said in one line", || device.logged("guest memory is not shared") == round + 1);
+    }
+    let mut vmm = device.connect();
+    assert_eq!(vmm.boot(&[1]).remove(0).call(ECHO, 1, 4096).0, 24);
+    assert_eq!(device.logged("INFO nydus_vm::device: Waiting for vhost-user socket connection..."), 3);
+    assert_eq!(device.logged("INFO nydus_vm::device: Client connected, servicing requests"), 3);
+}

@@ -52,6 +52,7 @@ use super::split::Events;
 use super::worker::Requests;
 use super::worker::Worker;
 use crate::limits::MAX_RING_SIZE;
+use crate::limits::MAX_TAG_BYTES;
 use crate::metrics::Metrics;
 use crate::sys::guest::GuestMap;
 use crate::sys::handover::ForgottenFd;
@@ -59,9 +60,6 @@ use crate::sys::handover::exit_event;
 
 /// Guest memory as the library holds it. No dirty bitmap: LOG_ALL is not offered.
 type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
-
-/// Bytes of the tag in `struct virtio_fs_config`.
-pub(super) const TAG_BYTES: usize = 36;
 
 thread_local! {
     /// The rings that the library's constructor is about to ask for, and the wrappers it got. It calls
@@ -252,7 +250,7 @@ struct Backend<R: Requests> {
     rings: Vec<Arc<Ring>>,
     vrings: OnceLock<Vec<Vring>>,
     workers: Vec<Mutex<Worker>>,
-    tag: Option<[u8; TAG_BYTES]>,
+    tag: Option<[u8; MAX_TAG_BYTES]>,
     /// Exit events that the library forgets to close.
     forgotten: Mutex<Vec<ForgottenFd>>,
     /// Kept open while the connection lasts: QEMU takes its end for an error.
@@ -354,7 +352,7 @@ impl<R: Requests> VhostUserBackend for Backend<R> {
 
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let request_queues = u32::try_from(self.rings.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let mut config = self.tag.unwrap_or([0; TAG_BYTES]).to_vec();
+        let mut config = self.tag.unwrap_or([0; MAX_TAG_BYTES]).to_vec();
         config.extend_from_slice(&request_queues.to_le_bytes());
         // What lies behind (`notify_buf_size`) belongs to a feature that is not offered, and reads as zeros.
         config.resize(config.len().max((offset as usize).saturating_add(size as usize).min(256)), 0);
@@ -477,6 +475,11 @@ impl<R: Requests> Connection<R> {
 
 impl<R: Requests> Drop for Connection<R> {
     fn drop(&mut self) {
+        if let Some(daemon) = self.daemon.as_mut() {
+            // The control thread has ended by now, unless setting up the rest of the connection failed.
+            daemon.request_shutdown();
+            let _ = daemon.wait();
+        }
         self.backend.disconnect();
         // Joins the workers, which return at once: the rings are closed.
         drop(self.daemon.take());

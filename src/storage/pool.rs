@@ -2,7 +2,8 @@
 //! timers of storage.
 //!
 //! The only place where storage spawns threads. A job may use the disk, but never waits for another job, a lock that
-//! is held over I/O, or a backend. Jobs for which a reader waits go before the others. A job that panics ends alone.
+//! is held over I/O, or a backend. Jobs for which a reader waits go before the others, which still get on: a later
+//! reader may join what they do. A job that panics ends alone.
 //!
 //! Timers live in the waiting of the workers: no thread of their own, late by at most one job.
 
@@ -21,6 +22,8 @@ use super::sync::Condvar;
 use super::sync::Mutex;
 use super::sync::PoisonError;
 use super::sync::lock;
+use crate::limits::MIN_POOL_THREADS;
+use crate::limits::URGENT_JOBS_IN_A_ROW;
 
 /// Who waits for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +66,38 @@ struct Queues {
     background: VecDeque<Job>,
     timers: BinaryHeap<Reverse<Timer>>,
     serial: u64,
+    /// Urgent jobs taken in a row while others waited.
+    urgent_in_a_row: u32,
     closed: bool,
+}
+
+impl Queues {
+    /// The job to do now, and when the next timer is due.
+    fn take(&mut self, now: Instant) -> Result<Job, Option<Instant>> {
+        let due = self.timers.peek().map(|Reverse(timer)| timer.at);
+        if due.is_some_and(|at| at <= now)
+            && let Some(Reverse(timer)) = self.timers.pop()
+        {
+            return Ok(timer.job);
+        }
+        if self.urgent_in_a_row >= URGENT_JOBS_IN_A_ROW
+            && let Some(job) = self.background.pop_front()
+        {
+            self.urgent_in_a_row = 0;
+            return Ok(job);
+        }
+        if let Some(job) = self.demand.pop_front() {
+            let others_wait = u32::from(!self.background.is_empty());
+            self.urgent_in_a_row = self.urgent_in_a_row.saturating_add(others_wait);
+            return Ok(job);
+        }
+        self.urgent_in_a_row = 0;
+        self.background.pop_front().ok_or(due)
+    }
+
+    fn has_jobs(&self) -> bool {
+        !self.demand.is_empty() || !self.background.is_empty()
+    }
 }
 
 #[derive(Default)]
@@ -99,12 +133,12 @@ impl Pool {
         Ok(Arc::new(pool))
     }
 
-    /// A pool with one thread per processor.
+    /// A pool with one thread per processor, and never only one: a flush may hold it for long.
     ///
     /// # Errors
     /// As [`Pool::new`].
     pub fn with_processors() -> io::Result<Arc<Self>> {
-        Self::new(thread::available_parallelism().map_or(1, std::num::NonZero::get))
+        Self::new(thread::available_parallelism().map_or(1, std::num::NonZero::get).max(MIN_POOL_THREADS))
     }
 
     /// Queues `job`. Never blocks. After [`Pool::shutdown`] the job is dropped.
@@ -198,18 +232,16 @@ fn next(shared: &Shared) -> Option<Job> {
             return None;
         }
         let now = Instant::now();
-        let due = queues.timers.peek().map(|Reverse(timer)| timer.at);
-        if due.is_some_and(|at| at <= now)
-            && let Some(Reverse(timer)) = queues.timers.pop()
-        {
-            return Some(timer.job);
-        }
-        if let Some(job) = queues.demand.pop_front() {
-            return Some(job);
-        }
-        if let Some(job) = queues.background.pop_front() {
-            return Some(job);
-        }
+        let due = match queues.take(now) {
+            Ok(job) => {
+                // Whoever was woken for one job may have found another that came due meanwhile.
+                if queues.has_jobs() {
+                    shared.wake.notify_one();
+                }
+                return Some(job);
+            }
+            Err(due) => due,
+        };
         queues = match due {
             Some(at) => {
                 let waited = shared.wake.wait_timeout(queues, at.saturating_duration_since(now));
@@ -256,6 +288,41 @@ mod tests {
             assert_eq!(fired, ms);
             assert!(at >= Duration::from_millis(ms));
         }
+    }
+
+    #[test]
+    fn job_is_not_left_behind_when_its_wake_up_finds_a_timer() {
+        let pool = Pool::new(2).unwrap();
+        // Both threads asleep, and one wake-up for a job at the moment at which a timer is due.
+        thread::sleep(Duration::from_millis(50));
+        let (release, gate) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        {
+            let mut queues = lock(&pool.shared.queues);
+            let long: Job = Box::new(move || assert!(gate.recv_timeout(LONG).is_err()));
+            queues.timers.push(Reverse(Timer { at: Instant::now(), serial: 0, job: long }));
+            queues.demand.push_back(Box::new(move || tell.send(()).unwrap()));
+        }
+        pool.shared.wake.notify_one();
+        assert!(told.recv_timeout(LONG / 4).is_ok(), "a thread sleeps beside a job");
+        drop(release);
+    }
+
+    #[test]
+    fn background_jobs_get_on_while_demand_jobs_keep_coming() {
+        let pool = Pool::new(1).unwrap();
+        let (release, gate) = mpsc::channel::<()>();
+        pool.spawn(Urgency::Demand, move || gate.recv_timeout(LONG).unwrap());
+        let (tell, told) = mpsc::channel();
+        for n in 0..100 {
+            let tell = tell.clone();
+            pool.spawn(Urgency::Demand, move || tell.send(Some(n)).unwrap());
+        }
+        pool.spawn(Urgency::Background, move || tell.send(None).unwrap());
+        release.send(()).unwrap();
+        let order: Vec<_> = (0..101).map(|_| told.recv_timeout(LONG).unwrap()).collect();
+        let at = order.iter().position(Option::is_none).unwrap();
+        assert!((1..=URGENT_JOBS_IN_A_ROW as usize).contains(&at), "after {at} demand jobs");
     }
 
     #[test]

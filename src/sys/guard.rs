@@ -1,8 +1,9 @@
 //! The SIGBUS guard: a map over a file that shrinks, or a guest page without memory, must not end the daemon.
 //!
 //! A lock-free table of our maps. The handler finds the map of the faulting address, marks it *poisoned*, lays an
-//! anonymous page over the fault and returns; whoever copies looks at the mark afterwards ([`Mark::is_poisoned`]) and
-//! throws the copy away. A poisoned map stays poisoned: the page that was laid over it would read as zeros for ever.
+//! anonymous page over the fault and returns; whoever copies, on whatever thread, looks at the mark afterwards
+//! ([`Mark::is_poisoned`]) and throws the copy away. A poisoned map stays poisoned: the page that was laid over it would
+//! read as zeros for ever.
 //! Faults at foreign addresses go to the handler that was there before.
 
 #![expect(unsafe_code, reason = "signal handlers and memory maps")]
@@ -64,8 +65,9 @@ impl Mark {
     /// Whether a page of the range was lost since the guard began. Look at it after each copy out of the range.
     #[inline]
     pub fn is_poisoned(self) -> bool {
-        // The handler runs on the copying thread: only the compiler could reorder.
-        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+        // The copy comes before the look: another thread may have met the fault, and what we copied may be its cover.
+        // Pairs with the store in the handler, which comes before the cover.
+        std::sync::atomic::fence(Ordering::Acquire);
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -86,7 +88,8 @@ impl Watch {
             }
             slot.poisoned.store(false, Ordering::Relaxed);
             slot.page.store(page_bytes.max(4096), Ordering::Relaxed);
-            slot.end.store(start.saturating_add(len), Ordering::Relaxed);
+            // Release: whoever sees this end sees that the slot changed hands before.
+            slot.end.store(start.saturating_add(len), Ordering::Release);
             USED.fetch_max(index + 1, Ordering::AcqRel);
             // Release: pairs with the Acquire load in `find`.
             slot.start.store(start, Ordering::Release);
@@ -110,7 +113,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.slot.end.store(0, Ordering::Relaxed);
+        self.slot.end.store(0, Ordering::Release);
         self.slot.start.store(FREE, Ordering::Release);
     }
 }
@@ -120,7 +123,10 @@ fn find(address: usize) -> Option<&'static Slot> {
     let used = USED.load(Ordering::Acquire).min(GUARDED_MAPS);
     TABLE[..used].iter().find(|slot| {
         let start = slot.start.load(Ordering::Acquire);
-        start > CLAIMED && address >= start && address < slot.end.load(Ordering::Relaxed)
+        // Acquire, and the start once more: a slot that changes hands at this moment would show the start of one range
+        // and the end of another, between which our range may lie.
+        let is_within = start > CLAIMED && address >= start && address < slot.end.load(Ordering::Acquire);
+        is_within && slot.start.load(Ordering::Relaxed) == start
     })
 }
 
@@ -147,11 +153,12 @@ fn install() {
 extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo for SA_SIGINFO handlers; `si_addr` is defined for SIGBUS.
     let address = unsafe { (*info).si_addr() } as usize;
-    if let Some(slot) = find(address)
-        && cover(address, slot.page.load(Ordering::Relaxed))
-    {
-        slot.poisoned.store(true, Ordering::Relaxed);
-        return;
+    if let Some(slot) = find(address) {
+        // Before the cover: another thread that reads the page may never fault, and must not take its zeros for data.
+        slot.poisoned.store(true, Ordering::SeqCst);
+        if cover(address, slot.page.load(Ordering::Relaxed)) {
+            return;
+        }
     }
     hand_on(signal, info, context);
 }

@@ -2,6 +2,10 @@
 //!
 //! A [`View`] copies out, checked on every use; it never hands out a reference into a map, because the file can change
 //! or shrink at any time. A lost page shows as [`ViewError::Lost`] (see [`super::guard`]), for that map from then on.
+//!
+//! The page in which a truncated file now ends is not lost: it reads as zeros behind the end, without any signal. So the
+//! last byte of a map is looked at after each copy. The kernel takes pages behind the new end away before it clears the
+//! rest of that page (not so XFS, which clears first). What cannot be seen is a cut within the file's last page.
 
 #![expect(unsafe_code, reason = "memory maps are raw memory")]
 
@@ -77,14 +81,16 @@ impl Drop for Region {
 /// A read-only window over bytes; cheap to clone, safe to share.
 #[derive(Clone)]
 pub struct View {
-    /// First byte, and the mark of the region: every read needs both, and no way through the region.
+    /// First byte of the view, last byte of the region, and its mark: every read needs them, and no way through the
+    /// region.
     first: *const u8,
     len: usize,
+    last: *const u8,
     mark: Mark,
     region: Arc<Region>,
 }
 
-// SAFETY: `first` points into `region`, which may be sent and shared and lives as long.
+// SAFETY: `first` and `last` point into `region`, which may be sent and shared and lives as long, or to a constant.
 unsafe impl Send for View {}
 // SAFETY: as above.
 unsafe impl Sync for View {}
@@ -97,8 +103,8 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    /// Maps the first `len` bytes of `file`, shared and read-only. A `len` beyond the file's end is allowed; touching
-    /// it is [`ViewError::Lost`].
+    /// Maps the first `len` bytes of `file`, shared and read-only. A `len` beyond the page in which the file ends is
+    /// allowed; every read is then [`ViewError::Lost`].
     ///
     /// # Errors
     /// What `mmap` answers; `ENOMEM` also when `limits::GUARDED_MAPS` maps exist.
@@ -160,7 +166,9 @@ impl View {
 
     fn from_region(region: Region) -> Self {
         let mark = region.watch.as_ref().map_or(Mark::never(), Watch::mark);
-        Self { first: region.start, len: region.len, mark, region: Arc::new(region) }
+        static NOTHING: u8 = 0;
+        let last = region.len.checked_sub(1).map_or(&raw const NOTHING, |last| region.start.wrapping_add(last));
+        Self { first: region.start, len: region.len, last, mark, region: Arc::new(region) }
     }
 
     /// Size in bytes.
@@ -186,7 +194,7 @@ impl View {
         let len = range.end.checked_sub(range.start).ok_or(self.out_of_bounds(range.start, 0))?;
         let start = self.checked(range.start, len)?;
         let first = self.pointer(start);
-        Ok(Self { first, len: len as usize, mark: self.mark, region: Arc::clone(&self.region) })
+        Ok(Self { first, len: len as usize, last: self.last, mark: self.mark, region: Arc::clone(&self.region) })
     }
 
     /// Copies the bytes at `offset` into `out`.
@@ -314,8 +322,14 @@ impl View {
         ViewError::OutOfBounds { offset, len, size: self.len as u64 }
     }
 
+    /// To be called after each copy.
     #[inline]
     fn unless_lost(&self) -> Result<(), ViewError> {
+        // The copy comes before the look, as in `Mark::is_poisoned`.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        // SAFETY: `last` is the last byte of the region, or a byte of our own where that has none; a fault is turned into
+        // poison by the guard. The load is volatile: its value is of no interest, that it happens is.
+        unsafe { self.last.read_volatile() };
         if self.mark.is_poisoned() { Err(ViewError::Lost) } else { Ok(()) }
     }
 
@@ -373,6 +387,41 @@ mod tests {
         assert_eq!(view.u16_at(0), Err(ViewError::Lost), "a poisoned map stays poisoned");
         let again = View::map_file(file.as_fd(), 4096).unwrap();
         assert_eq!(again.u16_at(0), Ok(0x0909));
+    }
+
+    #[test]
+    fn page_in_which_a_truncated_file_ends_is_not_zeros_but_lost() {
+        for keep in [1, 4000, 4096, 5000, 8191] {
+            let file = file_of(&[9; 16384]);
+            let view = View::map_file(file.as_fd(), 16384).unwrap();
+            let part = view.slice(0..8192).unwrap();
+            assert_eq!(part.u16_at(8190), Ok(0x0909));
+            file.set_len(keep).unwrap();
+            for offset in [0, keep - 1, 8190] {
+                assert_eq!(part.u16_at(offset), Err(ViewError::Lost), "cut to {keep}, offset {offset}");
+            }
+        }
+    }
+
+    /// The thread that meets the fault is not the only one that meets the page laid over it.
+    #[test]
+    fn page_lost_under_two_threads_is_data_for_neither() {
+        for round in 0..2000 {
+            let file = file_of(&[9; 4096]);
+            let view = View::map_file(file.as_fd(), 4096).unwrap();
+            assert_eq!(view.u16_at(0), Ok(0x0909));
+            file.set_len(0).unwrap();
+            let start = std::sync::Barrier::new(2);
+            let look = || {
+                start.wait();
+                (0..50).map(|_| view.u16_at(0)).find(|seen| *seen != Err(ViewError::Lost))
+            };
+            let seen = std::thread::scope(|scope| {
+                let other = scope.spawn(look);
+                (look(), other.join().unwrap())
+            });
+            assert_eq!(seen, (None, None), "round {round}");
+        }
     }
 
     #[test]

@@ -245,23 +245,30 @@ impl Guest {
             if left.is_zero() {
                 return Err(HarnessError::Timeout { what: "a completion".into(), waited: patience });
             }
-            if self.options.mode == Mode::Poll {
-                std::thread::yield_now();
-                continue;
-            }
-            let used = self.lanes.iter_mut().map(|lane| lane.queue().arm(1)).filter(|used| *used).count();
-            if used == 0 {
-                let calls: Vec<_> = self.lanes.iter().map(|lane| lane.ring().call_fd()).collect();
-                let came = wait_readable(&calls, left)?;
-                let lost = !came && self.lanes.iter().any(|lane| lane.ring().has_used());
-                if lost {
-                    return Err(HarnessError::Violation("a chain was used without an interrupt".into()));
-                }
-            }
-            for lane in &mut self.lanes {
-                lane.queue().calls();
+            match self.options.mode {
+                Mode::Poll => std::thread::yield_now(),
+                Mode::Event => self.sleep(left)?,
             }
         }
+    }
+
+    /// Sleeps until a queue interrupts, or has used a chain already; at most for `patience`.
+    ///
+    /// # Errors
+    /// [`HarnessError::Violation`] when a chain was used and no interrupt came; what waiting answers.
+    pub fn sleep(&mut self, patience: Duration) -> Result<(), HarnessError> {
+        let used = self.lanes.iter_mut().map(|lane| lane.queue().arm(1)).filter(|used| *used).count();
+        if used == 0 {
+            let calls: Vec<_> = self.lanes.iter().map(|lane| lane.ring().call_fd()).collect();
+            let came = wait_readable(&calls, patience)?;
+            if !came && self.lanes.iter().any(|lane| lane.ring().has_used()) {
+                return Err(HarnessError::Violation("a chain was used without an interrupt".into()));
+            }
+        }
+        for lane in &mut self.lanes {
+            lane.queue().calls();
+        }
+        Ok(())
     }
 
     /// Queue `index`; 0 is hiprio.

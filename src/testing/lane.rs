@@ -74,6 +74,13 @@ pub struct Done {
     pub body_bytes: u32,
 }
 
+impl Done {
+    /// Number of the slot, below the lane's depth. The slot released last is the next to be used.
+    pub fn slot(&self) -> usize {
+        self.slot
+    }
+}
+
 /// A reply taken out of guest memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {

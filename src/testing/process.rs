@@ -151,15 +151,15 @@ impl DaemonProcess {
         self.pids().into_iter().map(|pid| count(&format!("/proc/{pid}/task"))).sum()
     }
 
-    /// Binds all threads of the daemon, and those it makes later, to processor `cpu`.
+    /// Binds all threads of the daemon, and those it makes later, to processors `cpus`.
     ///
     /// # Errors
     /// What `sched_setaffinity` answers.
-    pub fn pin(&self, cpu: usize) -> Result<(), HarnessError> {
+    pub fn pin(&self, cpus: &[usize]) -> Result<(), HarnessError> {
         for pid in self.pids() {
             let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
             for task in tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()) {
-                pin(Pid::from_raw(task), cpu)?;
+                pin(Pid::from_raw(task), cpus)?;
             }
         }
         Ok(())
@@ -172,17 +172,17 @@ impl Drop for DaemonProcess {
     }
 }
 
-/// Binds a thread (`None`: the calling one) to processor `cpu`.
+/// Binds a thread (`None`: the calling one) to processors `cpus`.
 ///
 /// # Errors
 /// What `sched_setaffinity` answers.
-pub fn pin(thread: Option<Pid>, cpu: usize) -> Result<(), HarnessError> {
+pub fn pin(thread: Option<Pid>, cpus: &[usize]) -> Result<(), HarnessError> {
     let mut set = rustix::thread::CpuSet::new();
-    set.set(cpu);
+    cpus.iter().for_each(|cpu| set.set(*cpu));
     match rustix::thread::sched_setaffinity(thread, &set) {
         // A thread that has ended since it was listed.
         Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(error) => Err(HarnessError::io(format!("bind to processor {cpu}"), error)),
+        Err(error) => Err(HarnessError::io(format!("bind to processors {cpus:?}"), error)),
     }
 }
 

@@ -48,7 +48,8 @@ fn configuration_errors_name_the_file_field_and_line() {
         (place.config(",\n\"enable_xattr\": true"), "duplicate field `enable_xattr`"),
         ("{\"device\": ".to_owned(), "Unterminated object"),
         (String::new(), "is missing"),
-        (format!("{{\"device\":{}", "[".repeat(100_000)), "Maximum nesting depth exceeded"),
+        (format!("{{\"device\":{}", "[".repeat(100_000)), "device: invalid type: sequence, expected a table"),
+        (format!("{{\"other\":{}", "[".repeat(100_000)), "Maximum nesting depth exceeded"),
     ] {
         place.write_config(&text);
         refused(&place, &["config.json: ", expected]);

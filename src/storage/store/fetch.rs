@@ -295,10 +295,14 @@ fn finish(inner: &Inner, wanted: Wanted, bytes: &[u8], start: u64, damaged: u32)
             if damaged < DAMAGE_RETRIES && claim.interest() != Interest::Nobody {
                 return Some((claim, facts));
             }
-            // The table may be what is wrong.
-            claim.blob.table.suspect_found();
             let (blob, chunk) = (claim.blob.facts.index, claim.chunk);
-            claim.land(&Outcome::Failed(ReadError::Damaged { blob, chunk, source }));
+            // The table may be what is wrong.
+            let error = if claim.blob.table.suspect_found() {
+                ReadError::Outdated(blob)
+            } else {
+                ReadError::Damaged { blob, chunk, source }
+            };
+            claim.land(&Outcome::Failed(error));
             None
         }
     }

@@ -93,10 +93,7 @@ impl ReadyRead {
     pub fn copy_into(&self, sink: &mut dyn Sink) -> Result<(), SinkError> {
         for part in &self.parts {
             match part {
-                Part::Cache { files, offset, len, .. } => {
-                    sink.put_view(&files.view, *offset, *len)?;
-                    still_whole(files)?;
-                }
+                Part::Cache { files, offset, len, .. } => sink.put_view(&files.view, *offset, *len)?,
                 Part::Memory { chunk, start, len } => {
                     let bytes = chunk.get(*start..start.saturating_add(*len)).unwrap_or_default();
                     sink.put_bytes(bytes)?;
@@ -104,15 +101,5 @@ impl ReadyRead {
             }
         }
         Ok(())
-    }
-}
-
-/// A truncated file shows zeros, without any signal, in the page in which it now ends. So its last byte is looked at
-/// after each copy: the kernel takes pages behind the new end away before it clears the rest of that page.
-#[inline]
-fn still_whole(files: &Generation) -> Result<(), SinkError> {
-    match files.view.len().checked_sub(1) {
-        Some(last) => files.view.array_at::<1>(last).map(drop).map_err(SinkError::Source),
-        None => Ok(()),
     }
 }

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::Instant;
 
 use nydus_vm::testing::fault::Fault;
 use nydus_vm::testing::fault::Order as Release;
@@ -24,6 +23,7 @@ use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
+use crate::support::eventually;
 use crate::support::find;
 use crate::support::read_file;
 
@@ -122,15 +122,6 @@ impl Parked {
 
     fn digests(&self) -> ([u8; 32], [u8; 32]) {
         (self.guest.memory().digest(RINGS), self.guest.memory().digest(SLOTS))
-    }
-}
-
-#[track_caller]
-fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < PATIENCE, "{what} did not come");
-        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -295,6 +286,7 @@ fn device_ends_within_a_second_with_reads_parked() {
 #[test]
 fn second_reader_of_a_parked_chunk_is_answered_by_the_same_flight() {
     let mut parked = Parked::new(&GUEST);
+    eventually("256 requests at the backend", || parked.room.faults.kept() == READS);
     let requests = parked.room.faults.requests();
     let lane = parked.guest.lane(1);
     let unique = lane.submit(&Request::read(parked.cold.node, 0, 100, 4096)).unwrap();
