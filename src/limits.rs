@@ -232,3 +232,7 @@ pub const URGENT_JOBS_IN_A_ROW: u32 = 16;
 
 /// Threads of the storage pool at least: one may be waiting for a disk.
 pub const MIN_POOL_THREADS: usize = 2;
+
+/// A storage thread without a job for this long gives its buffers back: longer than the pauses of a guest that starts,
+/// short for a daemon that runs for days.
+pub const POOL_REST: Duration = Duration::from_secs(1);

@@ -491,7 +491,7 @@ fn v6_inodes_and_directories_that_break_a_rule_are_refused() {
         ("dirent name offset", entries + 8, &[0, 0]),
         ("dirent name offset", entries + 8, &[13]),
         ("dirent name offset", entries + 8, &[0xf0, 0xff]),
-        ("dirent name", entries + 12 + 8, &[0, 0]),
+        ("dirent name offset", entries + 12 + 8, &[0, 0]),
         ("dirent nid", entries + 4, &[1]),
         ("dirent nid", entries, &[0xff; 8]),
         ("dirent type", entries + 10, &[8]),

@@ -6,7 +6,11 @@
 //! reader may join what they do. A job that panics ends alone.
 //!
 //! Timers live in the waiting of the workers: no thread of their own, late by at most one job.
+//!
+//! Buffers that a thread keeps from job to job are given back to the system when it had nothing to do for a while
+//! ([`when_idle`]): a daemon whose image is fetched uses no more memory than one that fetched nothing.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::VecDeque;
@@ -23,6 +27,7 @@ use super::sync::Mutex;
 use super::sync::PoisonError;
 use super::sync::lock;
 use crate::limits::MIN_POOL_THREADS;
+use crate::limits::POOL_REST;
 use crate::limits::URGENT_JOBS_IN_A_ROW;
 
 /// Who waits for a job.
@@ -216,6 +221,26 @@ impl Drop for Pool {
     }
 }
 
+thread_local! {
+    /// What this thread has to give back.
+    static LITTER: RefCell<Vec<fn()>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `give_back` on this thread once it has had no job for `limits::POOL_REST`. For jobs that leave something in the
+/// thread's memory for the next one; on a thread that is none of the pool's, nothing happens.
+pub fn when_idle(give_back: fn()) {
+    LITTER.with_borrow_mut(|litter| {
+        if !litter.iter().any(|known| std::ptr::fn_addr_eq(*known, give_back)) {
+            litter.push(give_back);
+        }
+    });
+}
+
+fn tidy() {
+    LITTER.take().iter().for_each(|give_back| give_back());
+    crate::sys::heap::trim();
+}
+
 fn work(shared: &Shared) {
     while let Some(job) = next(shared) {
         if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
@@ -226,6 +251,7 @@ fn work(shared: &Shared) {
 
 /// The next job; `None` when the pool is closed.
 fn next(shared: &Shared) -> Option<Job> {
+    let rest_at = LITTER.with_borrow(|litter| !litter.is_empty()).then(|| Instant::now() + POOL_REST);
     let mut queues = lock(&shared.queues);
     loop {
         if queues.closed {
@@ -242,7 +268,10 @@ fn next(shared: &Shared) -> Option<Job> {
             }
             Err(due) => due,
         };
-        queues = match due {
+        if rest_at.is_some_and(|at| at <= now) {
+            return Some(Box::new(tidy));
+        }
+        queues = match due.into_iter().chain(rest_at).min() {
             Some(at) => {
                 let waited = shared.wake.wait_timeout(queues, at.saturating_duration_since(now));
                 waited.unwrap_or_else(PoisonError::into_inner).0
@@ -272,6 +301,26 @@ mod tests {
         }
         release.send(()).unwrap();
         assert_eq!([seen.recv_timeout(LONG).unwrap(), seen.recv_timeout(LONG).unwrap()], ["d", "b"]);
+    }
+
+    #[test]
+    fn thread_without_jobs_gives_back_what_it_kept_once() {
+        static GIVEN_BACK: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let given_back = || GIVEN_BACK.load(std::sync::atomic::Ordering::SeqCst);
+        let pool = Pool::new(1).unwrap();
+        for _ in 0..2 {
+            pool.spawn(Urgency::Demand, || {
+                when_idle(|| {
+                    GIVEN_BACK.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                });
+            });
+        }
+        let until = Instant::now() + LONG;
+        while given_back() == 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(POOL_REST / 2);
+        assert_eq!(given_back(), 1);
     }
 
     #[test]

@@ -26,6 +26,7 @@ use vm_memory::bitmap::BitmapSlice;
 use zerocopy::FromBytes;
 use zerocopy::IntoBytes;
 
+use super::guard::Mark;
 use super::guard::Watch;
 
 /// Why bytes of a [`View`] could not be had.
@@ -80,10 +81,19 @@ impl Drop for Region {
 /// A read-only window over bytes; cheap to clone, safe to share.
 #[derive(Clone)]
 pub struct View {
-    region: Arc<Region>,
-    start: usize,
+    /// First byte of the view, last byte of the region, and its mark: every read needs them, and no way through the
+    /// region.
+    first: *const u8,
     len: usize,
+    last: *const u8,
+    mark: Mark,
+    region: Arc<Region>,
 }
+
+// SAFETY: `first` and `last` point into `region`, which may be sent and shared and lives as long, or to a constant.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
 
 impl std::fmt::Debug for View {
     /// Shows the size, not the bytes.
@@ -155,8 +165,10 @@ impl View {
     }
 
     fn from_region(region: Region) -> Self {
-        let len = region.len;
-        Self { region: Arc::new(region), start: 0, len }
+        let mark = region.watch.as_ref().map_or(Mark::never(), Watch::mark);
+        static NOTHING: u8 = 0;
+        let last = region.len.checked_sub(1).map_or(&raw const NOTHING, |last| region.start.wrapping_add(last));
+        Self { first: region.start, len: region.len, last, mark, region: Arc::new(region) }
     }
 
     /// Size in bytes.
@@ -171,7 +183,7 @@ impl View {
 
     /// Whether a page of the underlying map was lost; every read fails from then on.
     pub fn is_lost(&self) -> bool {
-        self.region.watch.as_ref().is_some_and(Watch::is_poisoned)
+        self.mark.is_poisoned()
     }
 
     /// The part `range` of this view, sharing its memory.
@@ -181,7 +193,8 @@ impl View {
     pub fn slice(&self, range: Range<u64>) -> Result<Self, ViewError> {
         let len = range.end.checked_sub(range.start).ok_or(self.out_of_bounds(range.start, 0))?;
         let start = self.checked(range.start, len)?;
-        Ok(Self { region: Arc::clone(&self.region), start: self.start + start, len: len as usize })
+        let first = self.pointer(start);
+        Ok(Self { first, len: len as usize, last: self.last, mark: self.mark, region: Arc::clone(&self.region) })
     }
 
     /// Copies the bytes at `offset` into `out`.
@@ -312,19 +325,18 @@ impl View {
     /// To be called after each copy.
     #[inline]
     fn unless_lost(&self) -> Result<(), ViewError> {
-        let Some(watch) = &self.region.watch else { return Ok(()) };
-        // The copy comes before the look, as in `Watch::is_poisoned`.
+        // The copy comes before the look, as in `Mark::is_poisoned`.
         std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
-        // SAFETY: a map is not empty, and its last byte lies inside it; a fault is turned into poison by the guard. The
-        // load is volatile: its value is of no interest, that it happens is.
-        unsafe { self.region.start.wrapping_add(self.region.len - 1).read_volatile() };
-        if watch.is_poisoned() { Err(ViewError::Lost) } else { Ok(()) }
+        // SAFETY: `last` is the last byte of the region, or a byte of our own where that has none; a fault is turned into
+        // poison by the guard. The load is volatile: its value is of no interest, that it happens is.
+        unsafe { self.last.read_volatile() };
+        if self.mark.is_poisoned() { Err(ViewError::Lost) } else { Ok(()) }
     }
 
     /// Address of byte `start` of this view; within or one behind the region.
     #[inline]
     fn pointer(&self, start: usize) -> *const u8 {
-        self.region.start.wrapping_add(self.start + start)
+        self.first.wrapping_add(start)
     }
 }
 

@@ -31,6 +31,7 @@ use crate::storage::backend::Ticket;
 use crate::storage::codec;
 use crate::storage::codec::CodecError;
 use crate::storage::pool::Urgency;
+use crate::storage::pool::when_idle;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
@@ -270,7 +271,8 @@ pub(super) fn stored(facts: &ChunkFacts) -> Range<u64> {
 }
 
 thread_local! {
-    /// Decoded bytes of the chunk at work; kept so that its pages are not taken from the system each time.
+    /// Decoded bytes of the chunk at work; kept, while there is work, so that its pages are not taken from the system
+    /// each time.
     static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -315,6 +317,8 @@ fn with_plain<T>(
     stored: &[u8],
     use_plain: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, CodecError> {
+    // The stored bytes leave their mark in the allocator too.
+    when_idle(|| drop(PLAIN.take()));
     let verify = |plain: &[u8]| codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain);
     if !facts.is_compressed {
         verify(stored)?;

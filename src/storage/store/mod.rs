@@ -151,7 +151,7 @@ impl Store {
     }
 
     /// Reads `pieces` in order. If all of it is ready, `done` is called at once, on this thread, and nothing is
-    /// allocated (for plans that need up to 8 runs of bytes); otherwise later, on a thread of the pool, when the last
+    /// allocated (for plans that need up to 2 runs of bytes); otherwise later, on a thread of the pool, when the last
     /// chunk arrived or the read failed. Called exactly once. Never blocks.
     #[inline]
     pub fn read<F>(&self, pieces: &[Piece], done: F)
@@ -229,32 +229,31 @@ fn open_files(
     }
 }
 
+/// Whether the bytes of `piece` are ready in `files`, and believed to be in memory.
+#[inline]
+fn holds(files: &Generation, piece: &Piece) -> bool {
+    files.extents.get(piece.chunk).is_some_and(|extent| extent.touched && extent.holds(piece.offset, piece.len))
+}
+
 impl Inner {
     /// The read, if every chunk is ready and believed to be in memory.
     #[inline]
     fn ready_now(&self, pieces: &[Piece]) -> Option<ReadyRead> {
         let mut ready = ReadyRead::new();
-        let mut rest = pieces;
-        while let Some(first) = rest.first() {
-            let blob = self.blobs.get(first.blob as usize)?;
-            let files = blob.files()?;
-            if files.view.is_lost() {
-                return None;
-            }
-            let run = rest.iter().take_while(|piece| piece.blob == first.blob).count();
-            let (pieces, after) = rest.split_at(run);
-            for piece in pieces {
-                let extent = files.extents.get(piece.chunk)?;
-                if !extent.touched || !extent.holds(piece.offset, piece.len) {
+        for piece in pieces {
+            if let Some(files) = ready.files_before(piece) {
+                if !holds(files, piece) {
                     return None;
                 }
-                if !ready.extend(piece) {
-                    // A guard for each part costs less than sharing one count with all other threads.
-                    let again = blob.files().filter(|again| Arc::ptr_eq(again, &files))?;
-                    ready.push_cached(piece, again);
-                }
+                ready.extend(piece);
+                continue;
             }
-            rest = after;
+            // A guard for each part costs less than sharing one count with all other threads.
+            let files = self.blobs.get(piece.blob as usize)?.files()?;
+            if files.view.is_lost() || !holds(&files, piece) {
+                return None;
+            }
+            ready.push_cached(piece, files);
         }
         Some(ready)
     }

@@ -191,8 +191,11 @@ impl Parked {
             if files.view.is_lost() || !extent.holds(piece.offset, piece.len) {
                 return Err(lost());
             }
-            if !ready.extend(piece) {
-                ready.push_cached(piece, files);
+            // The files may have been opened anew since the last piece, and then another file is meant.
+            let same_files = ready.files_before(piece).is_some_and(|last| std::ptr::eq(last, &**files));
+            match same_files {
+                true => ready.extend(piece),
+                false => ready.push_cached(piece, files),
             }
         }
         Ok(ready)
