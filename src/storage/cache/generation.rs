@@ -17,6 +17,7 @@ use super::extents::Extents;
 use super::file::Directory;
 use super::file::Identity;
 use super::file::Opened;
+use super::file::give_room;
 use super::file::identity_of_open;
 use super::side;
 use super::side::SideFile;
@@ -320,13 +321,14 @@ fn open_data(directory: &Directory, blob: &BlobFacts, name: &str) -> Result<Opti
     if len > expected {
         return Err(CacheError::TooLong { path: directory.path_of(name), actual: len, expected });
     }
-    if len == expected {
-        return Ok(Some((file, !is_new)));
+    if len < expected {
+        if !is_new {
+            directory.remove(name)?;
+            return Ok(None);
+        }
+        file.set_len(expected).map_err(|error| directory.failed(name, error))?;
     }
-    if !is_new {
-        directory.remove(name)?;
-        return Ok(None);
-    }
-    file.set_len(expected).map_err(|error| directory.failed(name, error))?;
-    Ok(Some((file, false)))
+    // The last byte is looked at with every read. On tmpfs that needs room, though nothing was written there.
+    give_room(&file, expected.saturating_sub(1), 1).map_err(|error| directory.failed(name, error))?;
+    Ok(Some((file, !is_new)))
 }
