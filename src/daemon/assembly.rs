@@ -141,7 +141,7 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     if let Some(backend) = &config.backend
         && !matches!(backend.source, Source::Localfs { .. })
     {
-        return not_built(&format!("backend `{}`", backend.kind()));
+        return Err(DaemonError::BackendNotBuilt(backend.kind()));
     }
     if !config.external_backends.is_empty() {
         return not_built("`external_backends`");
@@ -191,7 +191,7 @@ pub(super) fn open_backend(
             (Source::Localfs { dir, alt_dirs, .. }, _) => {
                 Place::Directories(dir.iter().chain(alt_dirs).cloned().collect())
             }
-            _ => return Err(DaemonError::NotBuilt(format!("backend `{}`", backend.kind()))),
+            _ => return Err(DaemonError::BackendNotBuilt(backend.kind())),
         },
     };
     Ok(Arc::new(LocalFs::new(place, Arc::clone(pool))))

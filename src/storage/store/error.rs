@@ -11,7 +11,7 @@ use crate::storage::codec::CodecError;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The cache directory cannot be used.
-    #[error("the blob cache cannot be used")]
+    #[error("the blob cache cannot be used, check its directory")]
     Cache(#[from] CacheError),
 }
 

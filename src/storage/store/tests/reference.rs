@@ -10,14 +10,11 @@ use crate::storage::backend::localfs::LocalFs;
 use crate::storage::backend::localfs::Place;
 use crate::storage::store::LazyChunks;
 use crate::sys::view::View;
+use crate::testing::manifest;
 
 /// Folder of the reference image `name`; `None`: there are none here.
 fn reference(name: &str) -> Option<PathBuf> {
-    let Some(root) = std::env::var_os("NYDUS_REFERENCE_DIR") else {
-        eprintln!("SKIPPED: NYDUS_REFERENCE_DIR is not set");
-        return None;
-    };
-    let folder = PathBuf::from(root).join("images").join(name);
+    let folder = manifest::reference_images()?.join(name);
     assert!(folder.is_dir(), "{} is missing", folder.display());
     Some(folder)
 }
