@@ -130,8 +130,10 @@ fn parked_reads_leave_warm_reads_and_metadata_alone_and_add_no_thread() {
     let demo = Demo::new();
     let room = Room::new(&demo);
     let guest = Guest::boot(&room.socket, &GUEST).unwrap();
-    // Threads give themselves their names, some after the guest is served already; `vhost_stop` is the last to begin.
+    // Threads give themselves their names, some after the guest is served already; `vhost_stop` is the last to begin,
+    // and a moment later all have theirs.
     eventually("the last thread", || room.threads().iter().any(|name| name.starts_with("vhost_stop")));
+    std::thread::sleep(Duration::from_millis(200));
     let idle = room.threads();
     drop((guest, room));
     for mode in [Mode::Event, Mode::Poll] {
