@@ -218,3 +218,21 @@ pub const ORDERED_SHUTDOWN: Duration = Duration::from_millis(700);
 
 /// Blobs of one v6 image: device numbers have 8 bits, 0 is the bootstrap, and 255 stays unused (format, section 1.2).
 pub const MAX_V6_DEVICES: u16 = 254;
+
+/// How often a read begins when cache files or chunk tables change under it: files may be removed once more while it begins
+/// anew, but not for ever.
+pub const READ_ATTEMPTS: u32 = 3;
+
+/// How long a chunk is left to another process that holds its lock: a process that died holds none, one that is stopped
+/// or hangs on its disk does. After this (or half the demand deadline, if that is sooner) both fetch it.
+pub const FOREIGN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Urgent jobs in a row of the storage pool while others wait: those others are what a later read may wait for.
+pub const URGENT_JOBS_IN_A_ROW: u32 = 16;
+
+/// Threads of the storage pool at least: one may be waiting for a disk.
+pub const MIN_POOL_THREADS: usize = 2;
+
+/// A storage thread without a job for this long gives its buffers back: longer than the pauses of a guest that starts,
+/// short for a daemon that runs for days.
+pub const POOL_REST: Duration = Duration::from_secs(1);

@@ -13,13 +13,13 @@ use clap::Args;
 use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
-use tracing::level_filters::LevelFilter;
 
 pub use run::run;
 
 use crate::builder::ChunkBytes;
 use crate::builder::Options;
 use crate::builder::Target;
+use crate::cli::LogLevel;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digester;
 
@@ -31,34 +31,19 @@ pub struct Cli {
     #[arg(short = 'L', long, global = true, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
     /// What to log.
-    #[arg(short = 'l', long, global = true, value_enum, default_value = "info", value_name = "LEVEL")]
+    #[arg(
+        short = 'l',
+        long,
+        global = true,
+        value_enum,
+        default_value = "info",
+        value_name = "LEVEL",
+        ignore_case = true
+    )]
     pub log_level: LogLevel,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
-}
-
-/// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[expect(missing_docs, reason = "the names are the documentation")]
-pub enum LogLevel {
-    Trace,
-    Debug,
-    Info,
-    Warn,
-    Error,
-}
-
-impl From<LogLevel> for LevelFilter {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Trace => Self::TRACE,
-            LogLevel::Debug => Self::DEBUG,
-            LogLevel::Info => Self::INFO,
-            LogLevel::Warn => Self::WARN,
-            LogLevel::Error => Self::ERROR,
-        }
-    }
 }
 
 /// Subcommands of `nydus-image`.

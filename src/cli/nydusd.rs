@@ -15,9 +15,9 @@ use clap::FromArgMatches;
 use clap::error::ErrorKind;
 
 pub use options::Cli;
-pub use options::LogLevel;
 pub use run::run;
 
+use crate::cli::LogLevel;
 use crate::daemon::AfterDisconnect;
 use crate::daemon::ZeroMessageOpen;
 use options::Command;
@@ -195,7 +195,7 @@ fn serve(common: CommonArgs, image: ImageArgs, vm: VirtiofsArgs) -> Result<Serve
 }
 
 fn not_built(what: &str) -> Refusal {
-    Refusal::Failed(format!("{what} is not built yet"))
+    Refusal::Failed(format!("{what} is not built yet, see nydusd --help for what is"))
 }
 
 fn usage(kind: ErrorKind, message: &str) -> Refusal {

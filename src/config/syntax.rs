@@ -85,7 +85,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Pathed<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         read_pathed(deserializer).map(Pathed).map_err(|(path, error)| {
             let error = without_values(&error.to_string());
-            D::Error::custom(if path == "." { error } else { format!("{path}: {error}") })
+            // An end too early has no name of a field yet.
+            let path = path.trim_end_matches(".?");
+            D::Error::custom(if path == "." || path == "?" { error } else { format!("{path}: {error}") })
         })
     }
 }
@@ -127,8 +129,10 @@ fn read_toml<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
         Some(span) => format!(" on line {}", line_of(text, span.start)),
         None => String::new(),
     };
-    let deserializer = toml::Deserializer::parse(text)
-        .map_err(|error| ConfigError::Content(format!("{}{}", error.message().replace('\n', ", "), place(&error))))?;
+    let deserializer = toml::Deserializer::parse(text).map_err(|error| {
+        let message = error.message().replace('\n', ", ");
+        ConfigError::Content(format!("neither JSON, which begins with `{{`, nor TOML: {message}{}", place(&error)))
+    })?;
     read_pathed(deserializer).map_err(|(path, error)| {
         let message = without_values(error.message());
         let message = if path == "." { message } else { format!("{path}: {message}") };

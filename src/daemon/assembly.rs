@@ -141,7 +141,7 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     if let Some(backend) = &config.backend
         && !matches!(backend.source, Source::Localfs { .. })
     {
-        return not_built(&format!("backend `{}`", backend.kind()));
+        return Err(DaemonError::BackendNotBuilt(backend.kind()));
     }
     if !config.external_backends.is_empty() {
         return not_built("`external_backends`");
@@ -173,15 +173,15 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// The backend of `config`, after a look at every blob of the image.
+/// The backend of `config`, for an image of `blobs`.
 ///
 /// # Errors
-/// [`DaemonError::Missing`] names the field; [`DaemonError::Blob`] the file.
+/// [`DaemonError::Missing`] names the field.
 pub(super) fn open_backend(
     config: Option<&BackendConfig>,
     blobs: &[BlobFacts],
     pool: &Arc<Pool>,
-) -> Result<Arc<dyn Backend>, DaemonError> {
+) -> Result<Arc<LocalFs>, DaemonError> {
     let place = match config {
         None if blobs.is_empty() => Place::Directories(Vec::new()),
         None => return Err(DaemonError::Missing("backend".to_owned())),
@@ -191,14 +191,26 @@ pub(super) fn open_backend(
             (Source::Localfs { dir, alt_dirs, .. }, _) => {
                 Place::Directories(dir.iter().chain(alt_dirs).cloned().collect())
             }
-            _ => return Err(DaemonError::NotBuilt(format!("backend `{}`", backend.kind()))),
+            _ => return Err(DaemonError::BackendNotBuilt(backend.kind())),
         },
     };
-    let backend = LocalFs::new(place, Arc::clone(pool));
-    for blob in blobs {
-        backend.check(&blob.id, bytes_needed(blob)).map_err(DaemonError::Blob)?;
+    Ok(Arc::new(LocalFs::new(place, Arc::clone(pool))))
+}
+
+/// Looks at every blob of a served image. One that is missing or cut is no matter where the cache holds all of it.
+///
+/// # Errors
+/// [`DaemonError::Blob`] names the file.
+pub(super) fn check_blobs(served: &Served, backend: &LocalFs) -> Result<(), DaemonError> {
+    for blob in served.image.blobs() {
+        match backend.check(&blob.id, bytes_needed(blob)) {
+            Err(error) if served.store.is_full(blob.index) => {
+                warn!(blob = %blob.id, error = &error as &dyn std::error::Error, "served from the cache alone");
+            }
+            outcome => outcome.map_err(DaemonError::Blob)?,
+        }
     }
-    Ok(Arc::new(backend))
+    Ok(())
 }
 
 /// How long the file of a blob is at least: its chunks, and its table of chunks with the header behind it.

@@ -5,12 +5,15 @@
 //! decompressed is a copy in both.
 
 use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
 use std::io::Read;
 use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
+use rustix::fs::OFlags;
 
 use crate::config::Mode;
 use crate::limits::MAX_BOOTSTRAP_BYTES;
@@ -20,7 +23,7 @@ use crate::rafs::detect::Content;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digester;
 use crate::rafs::image::Image;
-use crate::rafs::image::OpenOptions;
+use crate::rafs::image::OpenOptions as ImageOptions;
 use crate::rafs::toc::Section;
 use crate::storage::codec;
 use crate::storage::codec::CodecError;
@@ -37,7 +40,9 @@ pub enum BootstrapError {
     #[error("not a regular file")]
     NotAFile,
     /// It holds no metadata.
-    #[error("wrong magic number at offset 0x0: neither RAFS v5, RAFS v6, a blob with metadata nor a bootstrap layer")]
+    #[error(
+        "wrong magic number at offset 0x0: neither RAFS v5, RAFS v6, a blob with metadata nor a bootstrap layer; is it the right file, and complete?"
+    )]
     Unknown,
     /// The metadata is larger than any image's.
     #[error("more than {MAX_BOOTSTRAP_BYTES} bytes of metadata")]
@@ -54,8 +59,17 @@ pub enum BootstrapError {
         source: CodecError,
     },
     /// The metadata is malformed, or has features that are not served.
-    #[error(transparent)]
+    #[error("{}", advice(.0))]
     Rafs(#[from] RafsError),
+}
+
+/// What to do about metadata that cannot be used.
+fn advice(error: &RafsError) -> &'static str {
+    match error {
+        RafsError::Unsupported(_) => "cannot be served, make the image without this feature",
+        RafsError::PlaceholderBlobId { .. } => "cannot be served, give it the name that is the blob's id",
+        _ => "damaged or cut short, fetch or build it again",
+    }
 }
 
 /// Opens the image whose metadata is in the file `path`.
@@ -67,12 +81,14 @@ pub fn open(path: &Path, mode: Mode) -> Result<Image, BootstrapError> {
     // The name up to the first dot is the blob's id where the metadata was inlined in a blob, and does not know it.
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let id = name.split('.').next().filter(|id| !id.is_empty());
-    Ok(Image::open(view, &OpenOptions { placeholder_id: id.map(str::to_owned) })?)
+    Ok(Image::open(view, &ImageOptions { placeholder_id: id.map(str::to_owned) })?)
 }
 
 /// The plain bootstrap in the file `path`.
 fn metadata(path: &Path, mode: Mode) -> Result<View, BootstrapError> {
-    let file = File::open(path)?;
+    // NONBLOCK: a fifo must not hold us up before we see what it is.
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
     let about = file.metadata()?;
     if !about.is_file() {
         return Err(BootstrapError::NotAFile);

@@ -39,10 +39,13 @@ pub enum DaemonError {
         source: io::Error,
     },
     /// The configuration asks for what is not built.
-    #[error("{0} is configured, and not built yet")]
+    #[error("{0} is configured, and not built yet, take it out of the configuration")]
     NotBuilt(String),
+    /// The configuration names a backend that is not built.
+    #[error("backend `{0}` is configured, and not built yet, use `localfs`")]
+    BackendNotBuilt(&'static str),
     /// The configuration lacks what the image needs.
-    #[error("the image has blobs, but the configuration lacks `{0}`")]
+    #[error("the image has blobs, but the configuration lacks `{0}`, set it or use --localfs-dir")]
     Missing(String),
     /// The metadata cannot be served.
     #[error("bootstrap {}", path.display())]
@@ -53,7 +56,7 @@ pub enum DaemonError {
         source: BootstrapError,
     },
     /// A blob is not there, or is not what the image says.
-    #[error("a blob of the image cannot be served")]
+    #[error("a blob of the image cannot be served, check the directories of the backend")]
     Blob(#[source] BackendError),
     /// The cache cannot be used.
     #[error(transparent)]

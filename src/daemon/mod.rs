@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::device;
 use crate::device::Stop;
 use crate::metrics::Metrics;
+use crate::storage::backend::Backend;
 use crate::storage::pool::Pool;
 use crate::sys::machine::boot_id;
 
@@ -119,11 +120,13 @@ fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Served, DaemonError
     let parts = Parts {
         bootstrap: &options.bootstrap,
         config,
-        backend,
+        backend: Arc::clone(&backend) as Arc<dyn Backend>,
         pool,
         boot_id: boot_id().map_err(machine("read the boot id of this machine"))?,
         zero_message_open: options.zero_message_open,
         metrics: Arc::clone(metrics),
     };
-    assembly::serve_image(image, parts)
+    let served = assembly::serve_image(image, parts)?;
+    assembly::check_blobs(&served, &backend)?;
+    Ok(served)
 }

@@ -58,6 +58,12 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
+    /// The directory of the path is not there.
+    #[error("directory {} of the socket does not exist, make it or use another path", path.display())]
+    NoDirectory {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The file system or the kernel refuses.
     #[error("cannot {what} {}", path.display())]
     Io {
@@ -114,6 +120,9 @@ impl Socket {
         let len = path.as_os_str().len();
         if len > MAX_SOCKET_PATH_BYTES {
             return Err(SocketError::TooLong { path: path.to_owned(), len });
+        }
+        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+            return Err(SocketError::NoDirectory { path: directory.to_owned() });
         }
         let lock_path = lock_path_of(path);
         let lock = take_lock(&lock_path, path)?;
@@ -286,8 +295,10 @@ mod tests {
         assert!(matches!(Socket::bind(&long), Err(SocketError::TooLong { len: 108, .. })));
         let (directory, _) = place();
         let nowhere = directory.path().join("missing/s.sock");
-        let Err(SocketError::Io { path, .. }) = Socket::bind(&nowhere) else { panic!("bound in a missing directory") };
-        assert!(path.starts_with(directory.path().join("missing")));
+        let Err(SocketError::NoDirectory { path }) = Socket::bind(&nowhere) else {
+            panic!("bound in a missing directory")
+        };
+        assert_eq!(path, directory.path().join("missing"));
     }
 
     #[test]

@@ -1,14 +1,12 @@
 //! A slot that counts its request: one hit when made, one error if it ends in one.
 
-use std::sync::Arc;
-
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::slot::ReplySlot;
 use super::wire;
 use crate::metrics::Metrics;
-use crate::metrics::OpShard;
+use crate::metrics::OpTally;
 use crate::sys::sink::Sink;
 
 /// A slot and the counters of its request.
@@ -19,7 +17,7 @@ pub(super) struct Counted<S: ReplySlot> {
 
 /// Counts an error unless told how the request ended: a slot that is dropped answers EIO.
 struct Outcome {
-    counters: Arc<OpShard>,
+    counters: OpTally,
     opcode: u32,
     settled: Settled,
 }

@@ -67,7 +67,11 @@ impl<'a> Args<'a> {
 /// Decodes the arguments of an operation that a file system serves.
 pub(super) fn decode<'a>(number: u32, args: &Args<'a>) -> Result<Operation<'a>, Refused> {
     match number {
-        opcode::LOOKUP => Ok(Operation::Lookup { name: Name::new(only_string(args.copied)?)? }),
+        // That no other NUL lies in the name is one of its rules.
+        opcode::LOOKUP => match args.copied.split_last() {
+            Some((0, name)) => Ok(Operation::Lookup { name: Name::new(name)? }),
+            _ => Err(Refused::malformed("name without NUL")),
+        },
         opcode::GETATTR => {
             let wire::GetattrIn { getattr_flags, fh, .. } = args.fixed()?;
             Ok(Operation::Getattr { fh: (getattr_flags & wire::GETATTR_FH != 0).then_some(fh) })

@@ -5,8 +5,6 @@
 
 use std::cell::Cell;
 
-use zerocopy::IntoBytes;
-
 use super::reply::Entry;
 use super::reply::entry_out;
 use super::wire;
@@ -18,19 +16,21 @@ thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Runs `work` with this thread's buffer, empty. Used within itself (a reply that is built while another is), the inner
-/// one gets a buffer of its own.
-pub(super) fn with_buffer(work: impl FnOnce(&mut Vec<u8>)) {
+/// Runs `work` with `len` bytes of this thread's buffer, whatever they hold. Used within itself (a reply that is built
+/// while another is), the inner one gets a buffer of its own.
+pub(super) fn with_buffer(len: usize, work: impl FnOnce(&mut [u8])) {
     let mut buffer = BUFFER.take();
-    buffer.clear();
-    work(&mut buffer);
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    work(buffer.get_mut(..len).unwrap_or_default());
     BUFFER.set(buffer);
 }
 
 /// Builds the answer of READDIR and READDIRPLUS.
 pub struct DirWriter<'a> {
-    buffer: &'a mut Vec<u8>,
-    limit: usize,
+    buffer: &'a mut [u8],
+    used: usize,
     full: bool,
 }
 
@@ -44,9 +44,9 @@ pub enum Added {
 }
 
 impl<'a> DirWriter<'a> {
-    /// Collects into `buffer` until it holds `limit` bytes.
-    pub(super) fn new(buffer: &'a mut Vec<u8>, limit: usize) -> Self {
-        Self { buffer, limit, full: false }
+    /// Collects into `buffer` until it is full.
+    pub(super) fn new(buffer: &'a mut [u8]) -> Self {
+        Self { buffer, used: 0, full: false }
     }
 
     /// Whether an entry was refused.
@@ -54,35 +54,46 @@ impl<'a> DirWriter<'a> {
         self.full
     }
 
+    /// What was collected.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.get(..self.used).unwrap_or_default()
+    }
+
     /// Adds an entry of READDIR. `next` is the offset at which the entry behind it is found, `kind` a `DT_*` value.
     pub fn plain(&mut self, ino: u64, next: u64, kind: u32, name: &[u8]) -> Added {
-        self.append(&[], ino, next, kind, name)
+        self.append([0; 0], ino, next, kind, name)
     }
 
     /// Adds an entry of READDIRPLUS. `entry.node` 0 gives attributes only.
+    #[inline]
     pub fn plus(&mut self, entry: &Entry, next: u64, name: &[u8]) -> Added {
         // DT_* values are the type bits of a mode (`include/linux/fs_types.h`, `S_DT`).
         let kind = (entry.attr.mode >> 12) & 0xf;
-        self.append(entry_out(entry).as_bytes(), entry.attr.ino, next, kind, name)
+        let front: [u8; size_of::<wire::EntryOut>()] = zerocopy::transmute!(entry_out(entry));
+        self.append(front, entry.attr.ino, next, kind, name)
     }
 
-    fn append(&mut self, entry: &[u8], ino: u64, next: u64, kind: u32, name: &[u8]) -> Added {
-        let Ok(namelen) = u32::try_from(name.len()) else { return self.refuse() };
-        let unpadded = entry.len().saturating_add(size_of::<wire::Dirent>()).saturating_add(name.len());
-        let padding = unpadded.wrapping_neg() % ALIGN;
-        let end = self.buffer.len().saturating_add(unpadded).saturating_add(padding);
-        if end > self.limit {
-            return self.refuse();
+    #[inline]
+    fn append<const FRONT: usize>(&mut self, entry: [u8; FRONT], ino: u64, next: u64, kind: u32, name: &[u8]) -> Added {
+        const FIXED: usize = size_of::<wire::Dirent>();
+        let padded = name.len().saturating_add(ALIGN - 1) & !(ALIGN - 1);
+        let end = self.used.saturating_add(FRONT).saturating_add(FIXED).saturating_add(padded);
+        let (Some(place), Ok(namelen)) = (self.buffer.get_mut(self.used..end), u32::try_from(name.len())) else {
+            self.full = true;
+            return Added::Full;
+        };
+        let Some((front, rest)) = place.split_first_chunk_mut::<FRONT>() else { return Added::Full };
+        *front = entry;
+        let Some((fixed, rest)) = rest.split_first_chunk_mut::<FIXED>() else { return Added::Full };
+        *fixed = zerocopy::transmute!(wire::Dirent { ino, off: next, namelen, kind });
+        // The padding first, since the name may cover some of it.
+        if let Some(last) = rest.last_chunk_mut::<ALIGN>() {
+            *last = [0; ALIGN];
         }
-        self.buffer.extend_from_slice(entry);
-        self.buffer.extend_from_slice(wire::Dirent { ino, off: next, namelen, kind }.as_bytes());
-        self.buffer.extend_from_slice(name);
-        self.buffer.resize(end, 0);
+        if let Some(place) = rest.get_mut(..name.len()) {
+            place.copy_from_slice(name);
+        }
+        self.used = end;
         Added::Yes
-    }
-
-    fn refuse(&mut self) -> Added {
-        self.full = true;
-        Added::Full
     }
 }

@@ -206,14 +206,13 @@ impl<S: ReplySlot> Reply<S> {
         F: FnOnce(&mut DirWriter<'_>) -> Result<(), Errno>,
     {
         let limit = (size.min(MAX_IO_BYTES) as usize).min(self.room());
-        with_buffer(|buffer| {
-            let mut writer = DirWriter::new(buffer, limit);
+        with_buffer(limit, |buffer| {
+            let mut writer = DirWriter::new(buffer);
             let built = build(&mut writer);
-            let refused = writer.is_full();
             match built {
-                Err(errno) if buffer.is_empty() => self.error(errno),
-                Ok(()) if buffer.is_empty() && refused => self.error(Errno::INVAL),
-                _ => self.raw(buffer, Errno::IO),
+                Err(errno) if writer.bytes().is_empty() => self.error(errno),
+                Ok(()) if writer.bytes().is_empty() && writer.is_full() => self.error(Errno::INVAL),
+                _ => self.raw(writer.bytes(), Errno::IO),
             }
         });
     }

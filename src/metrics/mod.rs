@@ -3,6 +3,7 @@
 //! Counting happens where the fact is known. Counters are monotonic, relaxed, and sharded by queue where a request
 //! of a guest touches them, so that two queues do not share a cache line.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::AtomicUsize;
@@ -24,6 +25,11 @@ thread_local! {
     };
 }
 
+thread_local! {
+    /// The share that the last request of this thread left.
+    static SPARE: Cell<Option<Arc<OpShard>>> = const { Cell::new(None) };
+}
+
 /// A counter that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -39,6 +45,27 @@ impl Counter {
     /// What it counts so far.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A [`Counter`] that many threads add to: each in a cache line of its own.
+#[derive(Debug, Default)]
+pub struct SpreadCounter([Spread; OP_SHARDS]);
+
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Spread(Counter);
+
+impl SpreadCounter {
+    /// Adds `n`.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0[OP_SHARD.with(|shard| *shard)].0.add(n);
+    }
+
+    /// What it counts so far.
+    pub fn get(&self) -> u64 {
+        self.0.iter().map(|part| part.0.get()).sum()
     }
 }
 
@@ -98,11 +125,43 @@ impl OpShard {
     }
 }
 
+/// A share of an [`OpShard`]. Most requests end on the thread they began on: it keeps one share for the next of them,
+/// so that counting references costs nothing.
+#[derive(Debug)]
+pub struct OpTally(Option<Arc<OpShard>>);
+
+impl OpTally {
+    /// A request with `opcode` arrived.
+    #[inline]
+    pub fn hit(&self, opcode: u32) {
+        self.0.iter().for_each(|shard| shard.hit(opcode));
+    }
+
+    /// A request with `opcode` was answered with an error.
+    #[inline]
+    pub fn error(&self, opcode: u32) {
+        self.0.iter().for_each(|shard| shard.error(opcode));
+    }
+}
+
+impl Drop for OpTally {
+    #[inline]
+    fn drop(&mut self) {
+        let share = self.0.take();
+        // A thread that ends keeps nothing.
+        let _ = SPARE.try_with(|spare| spare.set(share));
+    }
+}
+
 impl OpCounters {
     /// This thread's shard, for a request that is counted now and once more when it ends, maybe on another thread.
     #[inline]
-    pub fn shard(&self) -> Arc<OpShard> {
-        Arc::clone(&self.shards[OP_SHARD.with(|shard| *shard)])
+    pub fn shard(&self) -> OpTally {
+        let ours = &self.shards[OP_SHARD.with(|shard| *shard)];
+        match SPARE.try_with(Cell::take) {
+            Ok(Some(spare)) if Arc::ptr_eq(&spare, ours) => OpTally(Some(spare)),
+            _ => OpTally(Some(Arc::clone(ours))),
+        }
     }
 
     /// A request with `opcode` arrived.
@@ -146,7 +205,7 @@ fn place(opcode: u32) -> usize {
 #[derive(Debug, Default)]
 pub struct StorageCounters {
     /// Reads answered from ready chunks at once.
-    pub warm_reads: Counter,
+    pub warm_reads: SpreadCounter,
     /// Reads that had to wait for a fetch.
     pub parked_reads: Counter,
     /// Chunks fetched, verified and ready.

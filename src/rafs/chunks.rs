@@ -18,6 +18,7 @@ use super::RafsError;
 use super::facts::BlobFacts;
 use super::facts::ChunkFacts;
 use super::facts::Digest;
+use super::facts::Seal;
 use super::malformed;
 use crate::limits;
 use crate::sys::view::View;
@@ -244,6 +245,18 @@ impl ChunkIndex {
     /// A lost or malformed bootstrap.
     pub fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError> {
         Ok(self.find(blob, chunk)?.map(|(_, record)| record.digest))
+    }
+
+    /// What a chunk must be, whoever describes where its stored bytes are; `None` as for [`ChunkIndex::digest`].
+    ///
+    /// # Errors
+    /// A lost or malformed bootstrap.
+    pub fn seal(&self, blob: u32, chunk: u32) -> Result<Option<Seal>, RafsError> {
+        Ok(self.find(blob, chunk)?.map(|(_, record)| Seal {
+            digest: record.digest,
+            uncompressed_offset: record.uncompressed_offset.get(),
+            uncompressed_bytes: record.uncompressed_bytes.get(),
+        }))
     }
 
     /// Distinct chunks that the image refers to.

@@ -18,15 +18,13 @@ pub struct DirEntry<'a> {
     pub next: u64,
 }
 
-/// A lending cursor over a directory, with a buffer of one directory block (v6), or of one record and name (v5). It is
-/// some 4 KiB: keep it on the stack.
+/// A lending cursor over a directory, with a buffer for one name (v6), or one record and name (v5).
 ///
 /// v5 lists `.` and `..` first; v6 lists them where they are stored, which is where their names sort.
 pub struct Entries<'a> {
     pub(super) cursor: Cursor<'a>,
 }
 
-#[expect(clippy::large_enum_variant, reason = "it lives on the stack of one listing")]
 pub(super) enum Cursor<'a> {
     V5(v5::dir::Cursor<'a>),
     V6(v6::dir::Cursor<'a>),

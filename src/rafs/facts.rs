@@ -106,6 +106,18 @@ pub struct ChunkFacts {
     pub crc32c: Option<u32>,
 }
 
+/// What the bootstrap says of the content of a chunk and of its place in the uncompressed blob. The table that a v6 blob
+/// carries itself is not covered by any digest: it must agree with this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seal {
+    /// Digest of the decoded bytes.
+    pub digest: Digest,
+    /// Offset in the uncompressed blob.
+    pub uncompressed_offset: u64,
+    /// Bytes when decoded.
+    pub uncompressed_bytes: u32,
+}
+
 /// A piece of one chunk that a read wants: the unit of a read plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {

@@ -172,18 +172,26 @@ impl Image {
         }
     }
 
-    /// The inode that `name` names in `dir`, `.` and `..` included: a binary search.
+    /// The inode that `name` names in `dir`, as [`Image::find`] finds it.
     ///
     /// # Errors
-    /// [`RafsError::NotDirectory`]; a malformed directory; a lost map.
-    #[inline]
+    /// Those of [`Image::find`].
     pub fn lookup(&self, dir: &InodeFacts, name: &[u8]) -> Result<Option<u32>, RafsError> {
+        Ok(self.find(dir, name)?.map(|inode| inode.ino))
+    }
+
+    /// The attributes of what `name` names in `dir`, `.` and `..` included: a binary search.
+    ///
+    /// # Errors
+    /// [`RafsError::NotDirectory`]; a malformed directory or inode; a lost map.
+    #[inline]
+    pub fn find(&self, dir: &InodeFacts, name: &[u8]) -> Result<Option<InodeFacts>, RafsError> {
         if dir.kind != Kind::Directory {
             return Err(RafsError::NotDirectory);
         }
         match (&self.format, &dir.place) {
-            (Format::V5(image), Place::V5(place)) => image.lookup(dir.ino, place, name),
-            (Format::V6(image), Place::V6(place)) => image.lookup(place, dir.size, name),
+            (Format::V5(image), Place::V5(place)) => image.find(dir.ino, place, name),
+            (Format::V6(image), Place::V6(place)) => image.find(place, dir.size, name),
             _ => Err(other_image()),
         }
     }

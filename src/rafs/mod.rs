@@ -74,6 +74,15 @@ fn malformed(field: &'static str, offset: u64, reason: impl Into<String>) -> Raf
     RafsError::Malformed { field, offset, reason: reason.into() }
 }
 
+/// Chunks of a file of `size` bytes. `chunk_bytes` is a power of two, checked when the image was opened, which saves a
+/// division for every inode.
+#[inline]
+fn count_chunks(size: u64, chunk_bytes: u32) -> u64 {
+    let full = size.wrapping_shr(chunk_bytes.trailing_zeros());
+    let rest = size & u64::from(chunk_bytes).wrapping_sub(1);
+    full.saturating_add(u64::from(rest != 0))
+}
+
 /// `value` rounded up to a multiple of `unit`, a power of two; `None` on overflow.
 #[inline]
 fn align_up(value: u64, unit: u64) -> Option<u64> {
@@ -84,21 +93,77 @@ fn align_up(value: u64, unit: u64) -> Option<u64> {
 /// Whether `name` may stand in a directory: 1 to 255 bytes without `/` and NUL. `.` and `..` are up to the caller.
 #[inline]
 fn is_legal_name(name: &[u8]) -> bool {
-    // No early exit, so that it runs on vectors: names are short.
-    let bad = name.iter().fold(false, |bad, &byte| bad | (byte == b'/') | (byte == 0));
+    // Eight bytes at a time, the last eight perhaps twice, and no early exit: names are short.
+    let bad = match name.last_chunk::<8>() {
+        Some(last) => {
+            let (words, _) = name.as_chunks::<8>();
+            words.iter().fold(illegal_bytes(u64::from_le_bytes(*last)), |bad, word| {
+                bad | illegal_bytes(u64::from_le_bytes(*word))
+            }) != 0
+        }
+        None => name.iter().any(|byte| matches!(byte, b'/' | 0)),
+    };
     !name.is_empty() && name.len() <= crate::limits::MAX_NAME_BYTES && !bad
 }
 
-/// Orders the name of `len` bytes at `at` against `name`. Most names are short, and take one copy to a small buffer.
+/// Not 0 if a byte of `word` is `/` or NUL.
 #[inline]
-fn compare_name(view: &View, at: u64, len: u64, name: &[u8]) -> Result<Ordering, RafsError> {
-    let mut buffer = [0u8; 32];
-    match usize::try_from(len).ok().and_then(|len| buffer.get_mut(..len)) {
-        Some(short) => {
-            view.copy_at(at, short)?;
-            Ok((*short).cmp(name))
+fn illegal_bytes(word: u64) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const SLASHES: u64 = u64::from_ne_bytes([b'/'; 8]);
+    // The lowest zero byte borrows into its top bit; bytes with the top bit set are none.
+    let zero_bytes = |word: u64| word.wrapping_sub(ONES) & !word & (ONES << 7);
+    zero_bytes(word) | zero_bytes(word ^ SLASHES)
+}
+
+/// A name that is looked for, ready to be compared with many. Most names differ in their first bytes, which are
+/// compared as numbers.
+#[derive(Debug, Clone, Copy)]
+struct Needle<'a> {
+    name: &'a [u8],
+    /// Its first bytes, the first one highest; zeros where it ends.
+    words: [u64; NEEDLE_WORDS],
+}
+
+/// Words of a [`Needle`]: 32 bytes, more than most names have.
+const NEEDLE_WORDS: usize = 4;
+const WORD_BYTES: u64 = size_of::<u64>() as u64;
+
+impl<'a> Needle<'a> {
+    #[inline]
+    fn new(name: &'a [u8]) -> Self {
+        let mut bytes = [0; NEEDLE_WORDS * WORD_BYTES as usize];
+        let front = name.get(..bytes.len()).unwrap_or(name);
+        if let Some(place) = bytes.get_mut(..front.len()) {
+            place.copy_from_slice(front);
         }
-        None => Ok(view.compare_at(at, len, name)?),
+        let words: [[u8; WORD_BYTES as usize]; NEEDLE_WORDS] = zerocopy::transmute!(bytes);
+        Self { name, words: words.map(u64::from_be_bytes) }
+    }
+
+    /// Orders the name of `len` bytes at `at`, at least one, against this one, bytewise.
+    #[inline(always)]
+    fn order_of(&self, view: &View, at: u64, len: u64) -> Result<Ordering, RafsError> {
+        let mut done = 0;
+        for ours in self.words {
+            // At the very end of the metadata there may be no whole word.
+            let Ok(bytes) = view.array_at(at.wrapping_add(done)) else { break };
+            let left = len.wrapping_sub(done);
+            // What follows the name counts as zeros, as in our words: so words that differ tell the order.
+            let behind = if left < WORD_BYTES { u64::MAX.wrapping_shr(left.wrapping_mul(8) as u32) } else { 0 };
+            let theirs = u64::from_be_bytes(bytes) & !behind;
+            if theirs != ours {
+                return Ok(theirs.cmp(&ours));
+            }
+            // Neither overflows: both are at most some 256.
+            done = done.wrapping_add(WORD_BYTES);
+            if len.min(self.name.len() as u64) <= done {
+                // One of them ends here, and the other begins like it.
+                return Ok(len.cmp(&(self.name.len() as u64)));
+            }
+        }
+        let rest = usize::try_from(done).ok().and_then(|done| self.name.get(done..)).unwrap_or_default();
+        Ok(view.compare_at(at.saturating_add(done), len.saturating_sub(done), rest)?)
     }
 }
 

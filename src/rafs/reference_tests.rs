@@ -34,29 +34,6 @@ const UNSUPPORTED: [(&str, &str); 5] = [
     ("v6-zran-inline-toc", "ZRan"),
 ];
 
-pub(super) const SUPPORTED: [&str; 20] = [
-    "v5-big",
-    "v5-inline",
-    "v5-lz4-blake3",
-    "v5-none-aligned",
-    "v5-prefetch-blob",
-    "v5-prefetch-fs",
-    "v5-two-layers",
-    "v5-zstd-sha256-4k",
-    "v6-big",
-    "v6-chunkdict",
-    "v6-inline",
-    "v6-inline-toc",
-    "v6-lz4-blake3",
-    "v6-merged",
-    "v6-none-sha256",
-    "v6-prefetch-fs",
-    "v6-repeatable",
-    "v6-toc",
-    "v6-two-layers",
-    "v6-zstd-4k",
-];
-
 fn map(path: &Path) -> View {
     let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     View::map_file(file.as_fd(), file.metadata().unwrap().len()).unwrap()
@@ -227,7 +204,7 @@ fn compare_plan(image: &Image, facts: &InodeFacts, name: &str) {
 #[test]
 fn every_path_of_the_reference_images_matches_its_manifest() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in SUPPORTED {
+    for name in manifest::SERVED {
         let folder = images.join(name);
         let image = open(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(image.version(), if name.starts_with("v5") { Version::V5 } else { Version::V6 }, "{name}");
@@ -283,7 +260,7 @@ fn inlined_metadata_without_the_blob_id_is_refused() {
 #[test]
 fn prefetch_tables_lead_to_the_paths_they_were_made_for() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in SUPPORTED {
+    for name in manifest::SERVED {
         let image = open(&images.join(name)).unwrap();
         let prefetch = image.prefetch().unwrap();
         assert_eq!(prefetch.len(), if name.ends_with("prefetch-fs") { 3 } else { 0 }, "{name}");
@@ -352,7 +329,7 @@ fn chunk_facts_of_v5_find_the_stored_bytes() {
 #[test]
 fn walk_finds_no_fault_in_the_reference_images() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in SUPPORTED {
+    for name in manifest::SERVED {
         let image = open(&images.join(name)).unwrap();
         let seen = super::check::walk(&image).unwrap_or_else(|error| panic!("{name}: {error}"));
         let entries = manifest::read(&images.join(name));

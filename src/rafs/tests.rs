@@ -491,7 +491,7 @@ fn v6_inodes_and_directories_that_break_a_rule_are_refused() {
         ("dirent name offset", entries + 8, &[0, 0]),
         ("dirent name offset", entries + 8, &[13]),
         ("dirent name offset", entries + 8, &[0xf0, 0xff]),
-        ("dirent name", entries + 12 + 8, &[0, 0]),
+        ("dirent name offset", entries + 12 + 8, &[0, 0]),
         ("dirent nid", entries + 4, &[1]),
         ("dirent nid", entries, &[0xff; 8]),
         ("dirent type", entries + 10, &[8]),
@@ -543,7 +543,7 @@ fn victims() -> Vec<Vec<u8>> {
     let mut victims = samples().to_vec();
     #[cfg(feature = "testing")]
     if let Some(images) = crate::testing::manifest::reference_images() {
-        for name in super::reference_tests::SUPPORTED {
+        for name in crate::testing::manifest::SERVED {
             let (view, _) = super::reference_tests::bootstrap(&images.join(name));
             victims.push(view.vec_at(0, view.len()).unwrap());
         }

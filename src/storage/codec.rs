@@ -14,6 +14,7 @@ use zstd::zstd_safe;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digest;
 use crate::rafs::facts::Digester;
+use crate::storage::pool::when_idle;
 
 /// Why bytes are not those of the chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +42,7 @@ pub enum CodecError {
 }
 
 thread_local! {
-    /// A decompression context is some 100 KiB and slow to make.
+    /// A decompression context is some 100 KiB and slow to make; kept while there is work.
     static ZSTD: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
@@ -80,7 +81,10 @@ fn zstd_frame(stored: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
     ZSTD.with_borrow_mut(|kept| {
         let decoder = match kept {
             Some(decoder) => decoder,
-            None => kept.insert(Decompressor::new().map_err(|_| malformed)?),
+            None => {
+                when_idle(|| drop(ZSTD.take()));
+                kept.insert(Decompressor::new().map_err(|_| malformed)?)
+            }
         };
         decoder.decompress_to_buffer(stored, out).map_err(|_| malformed)
     })

@@ -2,10 +2,15 @@
 //! timers of storage.
 //!
 //! The only place where storage spawns threads. A job may use the disk, but never waits for another job, a lock that
-//! is held over I/O, or a backend. Jobs for which a reader waits go before the others. A job that panics ends alone.
+//! is held over I/O, or a backend. Jobs for which a reader waits go before the others, which still get on: a later
+//! reader may join what they do. A job that panics ends alone.
 //!
 //! Timers live in the waiting of the workers: no thread of their own, late by at most one job.
+//!
+//! Buffers that a thread keeps from job to job are given back to the system when it had nothing to do for a while
+//! ([`when_idle`]): a daemon whose image is fetched uses no more memory than one that fetched nothing.
 
+use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::VecDeque;
@@ -21,6 +26,9 @@ use super::sync::Condvar;
 use super::sync::Mutex;
 use super::sync::PoisonError;
 use super::sync::lock;
+use crate::limits::MIN_POOL_THREADS;
+use crate::limits::POOL_REST;
+use crate::limits::URGENT_JOBS_IN_A_ROW;
 
 /// Who waits for a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +71,38 @@ struct Queues {
     background: VecDeque<Job>,
     timers: BinaryHeap<Reverse<Timer>>,
     serial: u64,
+    /// Urgent jobs taken in a row while others waited.
+    urgent_in_a_row: u32,
     closed: bool,
+}
+
+impl Queues {
+    /// The job to do now, and when the next timer is due.
+    fn take(&mut self, now: Instant) -> Result<Job, Option<Instant>> {
+        let due = self.timers.peek().map(|Reverse(timer)| timer.at);
+        if due.is_some_and(|at| at <= now)
+            && let Some(Reverse(timer)) = self.timers.pop()
+        {
+            return Ok(timer.job);
+        }
+        if self.urgent_in_a_row >= URGENT_JOBS_IN_A_ROW
+            && let Some(job) = self.background.pop_front()
+        {
+            self.urgent_in_a_row = 0;
+            return Ok(job);
+        }
+        if let Some(job) = self.demand.pop_front() {
+            let others_wait = u32::from(!self.background.is_empty());
+            self.urgent_in_a_row = self.urgent_in_a_row.saturating_add(others_wait);
+            return Ok(job);
+        }
+        self.urgent_in_a_row = 0;
+        self.background.pop_front().ok_or(due)
+    }
+
+    fn has_jobs(&self) -> bool {
+        !self.demand.is_empty() || !self.background.is_empty()
+    }
 }
 
 #[derive(Default)]
@@ -99,12 +138,12 @@ impl Pool {
         Ok(Arc::new(pool))
     }
 
-    /// A pool with one thread per processor.
+    /// A pool with one thread per processor, and never only one: a flush may hold it for long.
     ///
     /// # Errors
     /// As [`Pool::new`].
     pub fn with_processors() -> io::Result<Arc<Self>> {
-        Self::new(thread::available_parallelism().map_or(1, std::num::NonZero::get))
+        Self::new(thread::available_parallelism().map_or(1, std::num::NonZero::get).max(MIN_POOL_THREADS))
     }
 
     /// Queues `job`. Never blocks. After [`Pool::shutdown`] the job is dropped.
@@ -182,6 +221,26 @@ impl Drop for Pool {
     }
 }
 
+thread_local! {
+    /// What this thread has to give back.
+    static LITTER: RefCell<Vec<fn()>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `give_back` on this thread once it has had no job for `limits::POOL_REST`. For jobs that leave something in the
+/// thread's memory for the next one; on a thread that is none of the pool's, nothing happens.
+pub fn when_idle(give_back: fn()) {
+    LITTER.with_borrow_mut(|litter| {
+        if !litter.iter().any(|known| std::ptr::fn_addr_eq(*known, give_back)) {
+            litter.push(give_back);
+        }
+    });
+}
+
+fn tidy() {
+    LITTER.take().iter().for_each(|give_back| give_back());
+    crate::sys::heap::trim();
+}
+
 fn work(shared: &Shared) {
     while let Some(job) = next(shared) {
         if std::panic::catch_unwind(AssertUnwindSafe(job)).is_err() {
@@ -192,25 +251,27 @@ fn work(shared: &Shared) {
 
 /// The next job; `None` when the pool is closed.
 fn next(shared: &Shared) -> Option<Job> {
+    let rest_at = LITTER.with_borrow(|litter| !litter.is_empty()).then(|| Instant::now() + POOL_REST);
     let mut queues = lock(&shared.queues);
     loop {
         if queues.closed {
             return None;
         }
         let now = Instant::now();
-        let due = queues.timers.peek().map(|Reverse(timer)| timer.at);
-        if due.is_some_and(|at| at <= now)
-            && let Some(Reverse(timer)) = queues.timers.pop()
-        {
-            return Some(timer.job);
+        let due = match queues.take(now) {
+            Ok(job) => {
+                // Whoever was woken for one job may have found another that came due meanwhile.
+                if queues.has_jobs() {
+                    shared.wake.notify_one();
+                }
+                return Some(job);
+            }
+            Err(due) => due,
+        };
+        if rest_at.is_some_and(|at| at <= now) {
+            return Some(Box::new(tidy));
         }
-        if let Some(job) = queues.demand.pop_front() {
-            return Some(job);
-        }
-        if let Some(job) = queues.background.pop_front() {
-            return Some(job);
-        }
-        queues = match due {
+        queues = match due.into_iter().chain(rest_at).min() {
             Some(at) => {
                 let waited = shared.wake.wait_timeout(queues, at.saturating_duration_since(now));
                 waited.unwrap_or_else(PoisonError::into_inner).0
@@ -243,6 +304,26 @@ mod tests {
     }
 
     #[test]
+    fn thread_without_jobs_gives_back_what_it_kept_once() {
+        static GIVEN_BACK: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let given_back = || GIVEN_BACK.load(std::sync::atomic::Ordering::SeqCst);
+        let pool = Pool::new(1).unwrap();
+        for _ in 0..2 {
+            pool.spawn(Urgency::Demand, || {
+                when_idle(|| {
+                    GIVEN_BACK.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                });
+            });
+        }
+        let until = Instant::now() + LONG;
+        while given_back() == 0 && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+        thread::sleep(POOL_REST / 2);
+        assert_eq!(given_back(), 1);
+    }
+
+    #[test]
     fn timers_fire_in_order_and_not_early() {
         let pool = Pool::new(2).unwrap();
         let (order, seen) = mpsc::channel();
@@ -256,6 +337,41 @@ mod tests {
             assert_eq!(fired, ms);
             assert!(at >= Duration::from_millis(ms));
         }
+    }
+
+    #[test]
+    fn job_is_not_left_behind_when_its_wake_up_finds_a_timer() {
+        let pool = Pool::new(2).unwrap();
+        // Both threads asleep, and one wake-up for a job at the moment at which a timer is due.
+        thread::sleep(Duration::from_millis(50));
+        let (release, gate) = mpsc::channel::<()>();
+        let (tell, told) = mpsc::channel();
+        {
+            let mut queues = lock(&pool.shared.queues);
+            let long: Job = Box::new(move || assert!(gate.recv_timeout(LONG).is_err()));
+            queues.timers.push(Reverse(Timer { at: Instant::now(), serial: 0, job: long }));
+            queues.demand.push_back(Box::new(move || tell.send(()).unwrap()));
+        }
+        pool.shared.wake.notify_one();
+        assert!(told.recv_timeout(LONG / 4).is_ok(), "a thread sleeps beside a job");
+        drop(release);
+    }
+
+    #[test]
+    fn background_jobs_get_on_while_demand_jobs_keep_coming() {
+        let pool = Pool::new(1).unwrap();
+        let (release, gate) = mpsc::channel::<()>();
+        pool.spawn(Urgency::Demand, move || gate.recv_timeout(LONG).unwrap());
+        let (tell, told) = mpsc::channel();
+        for n in 0..100 {
+            let tell = tell.clone();
+            pool.spawn(Urgency::Demand, move || tell.send(Some(n)).unwrap());
+        }
+        pool.spawn(Urgency::Background, move || tell.send(None).unwrap());
+        release.send(()).unwrap();
+        let order: Vec<_> = (0..101).map(|_| told.recv_timeout(LONG).unwrap()).collect();
+        let at = order.iter().position(Option::is_none).unwrap();
+        assert!((1..=URGENT_JOBS_IN_A_ROW as usize).contains(&at), "after {at} demand jobs");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! A lock-free table of our maps. The handler finds the map of the faulting address, marks it *poisoned*, lays an
 //! anonymous page over the fault and returns; whoever copies, on whatever thread, looks at the mark afterwards
-//! ([`Watch::is_poisoned`]) and throws the copy away. A poisoned map stays poisoned: the page that was laid over it would read as zeros for ever.
+//! ([`Mark::is_poisoned`]) and throws the copy away. A poisoned map stays poisoned: the page that was laid over it would
+//! read as zeros for ever.
 //! Faults at foreign addresses go to the handler that was there before.
 
 #![expect(unsafe_code, reason = "signal handlers and memory maps")]
@@ -15,6 +16,7 @@ use std::sync::atomic::Ordering;
 use crate::limits::GUARDED_MAPS;
 
 /// One watched range. `start == FREE` is a free slot, `start == CLAIMED` one that is being filled.
+#[derive(Debug)]
 struct Slot {
     start: AtomicUsize,
     end: AtomicUsize,
@@ -46,7 +48,28 @@ pub struct TableFull;
 /// A range of addresses under guard. Dropping it ends the guard; drop it before the range is unmapped.
 #[derive(Debug)]
 pub struct Watch {
-    slot: usize,
+    slot: &'static Slot,
+}
+
+/// The mark of a [`Watch`], to be looked at without a way through it. Means nothing once that is dropped.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark(&'static AtomicBool);
+
+impl Mark {
+    /// That of memory which cannot be lost.
+    pub fn never() -> Self {
+        static NEVER: AtomicBool = AtomicBool::new(false);
+        Self(&NEVER)
+    }
+
+    /// Whether a page of the range was lost since the guard began. Look at it after each copy out of the range.
+    #[inline]
+    pub fn is_poisoned(self) -> bool {
+        // The copy comes before the look: another thread may have met the fault, and what we copied may be its cover.
+        // Pairs with the store in the handler, which comes before the cover.
+        std::sync::atomic::fence(Ordering::Acquire);
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Watch {
@@ -70,25 +93,28 @@ impl Watch {
             USED.fetch_max(index + 1, Ordering::AcqRel);
             // Release: pairs with the Acquire load in `find`.
             slot.start.store(start, Ordering::Release);
-            return Ok(Self { slot: index });
+            return Ok(Self { slot });
         }
         Err(TableFull)
     }
 
-    /// Whether a page of the range was lost since the guard began. Call it after each copy out of the range.
+    /// The mark that tells whether a page was lost.
+    #[inline]
+    pub fn mark(&self) -> Mark {
+        Mark(&self.slot.poisoned)
+    }
+
+    /// See [`Mark::is_poisoned`].
     #[inline]
     pub fn is_poisoned(&self) -> bool {
-        // The copy comes before the look: another thread may have met the fault, and what we copied may be its cover.
-        // Pairs with the store in the handler, which comes before the cover.
-        std::sync::atomic::fence(Ordering::Acquire);
-        TABLE[self.slot].poisoned.load(Ordering::Relaxed)
+        self.mark().is_poisoned()
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        TABLE[self.slot].end.store(0, Ordering::Release);
-        TABLE[self.slot].start.store(FREE, Ordering::Release);
+        self.slot.end.store(0, Ordering::Release);
+        self.slot.start.store(FREE, Ordering::Release);
     }
 }
 

@@ -4,6 +4,8 @@
 //! Addresses and lengths are the guest's word: every access is checked. Bytes may change while they are copied, so a
 //! decision is made on a copy only, never on a second look.
 
+#![expect(unsafe_code, reason = "guest memory is raw memory")]
+
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,9 +15,9 @@ use vm_memory::GuestMemoryBackend;
 use vm_memory::GuestMemoryMmap;
 use vm_memory::GuestMemoryRegion;
 use vm_memory::MmapRegion;
-use vm_memory::VolatileMemory;
 use vm_memory::VolatileSlice;
 
+use super::guard::Mark;
 use super::guard::TableFull;
 use super::guard::Watch;
 use super::view::View;
@@ -29,18 +31,33 @@ pub struct Unreachable;
 /// One region. The fields drop in this order: the guard ends before the unmap.
 #[derive(Debug)]
 struct Region {
-    start: u64,
-    /// First address behind the region.
-    end: u64,
     watch: Watch,
     mapping: Arc<MmapRegion<()>>,
+}
+
+/// Where one region lies: what every access needs, side by side.
+#[derive(Debug)]
+struct Extent {
+    start: u64,
+    len: u64,
+    /// The byte of ours that is the guest's at `start`.
+    host: *mut u8,
+    mark: Mark,
 }
 
 /// One table of the guest's memory regions, in order of their addresses.
 #[derive(Debug, Default)]
 pub struct GuestMap {
+    extents: Vec<Extent>,
+    /// Keeps mapped what `extents` point to, place for place.
     regions: Vec<Arc<Region>>,
 }
+
+// SAFETY: `host` points into a region of the same map, which lives as long; what it points to is touched through
+// `VolatileSlice` only, from any thread.
+unsafe impl Send for GuestMap {}
+// SAFETY: as above.
+unsafe impl Sync for GuestMap {}
 
 impl GuestMap {
     /// The map of `memory`. Regions that `previous` has too are shared with it, so that a page lost in one is lost in
@@ -49,32 +66,41 @@ impl GuestMap {
     /// # Errors
     /// [`TableFull`]: no place for another watched map.
     pub fn new(memory: &GuestMemoryMmap<()>, previous: &Self) -> Result<Self, TableFull> {
-        let mut regions = Vec::with_capacity(memory.num_regions());
+        let mut map = Self { extents: Vec::new(), regions: Vec::with_capacity(memory.num_regions()) };
         for region in memory.iter() {
             let mapping = region.get_mmap();
             let known = previous.regions.iter().find(|known| Arc::ptr_eq(&known.mapping, &mapping));
-            if let Some(known) = known {
-                regions.push(Arc::clone(known));
-                continue;
-            }
-            let start = region.start_addr().0;
-            let watch = Watch::new(mapping.as_ptr() as usize, mapping.size(), page_bytes(&mapping))?;
-            regions.push(Arc::new(Region { start, end: start.saturating_add(mapping.size() as u64), watch, mapping }));
+            let known = match known {
+                Some(known) => Arc::clone(known),
+                None => {
+                    let watch = Watch::new(mapping.as_ptr() as usize, mapping.size(), page_bytes(&mapping))?;
+                    Arc::new(Region { watch, mapping })
+                }
+            };
+            map.extents.push(Extent {
+                start: region.start_addr().0,
+                len: known.mapping.size() as u64,
+                host: known.mapping.as_ptr(),
+                mark: known.watch.mark(),
+            });
+            map.regions.push(known);
         }
-        Ok(Self { regions })
+        Ok(map)
     }
 
     /// The bytes from `address` on: all `len` of them, or as many as lie in the same region. `None` when `address` is
     /// outside every region.
     #[inline]
     pub fn window(&self, address: u64, len: usize) -> Option<Window<'_>> {
-        let behind = self.regions.partition_point(|region| region.start <= address);
-        let region = self.regions.get(behind.checked_sub(1)?)?;
-        let left = region.end.checked_sub(address).filter(|left| *left > 0)?;
+        let behind = self.extents.partition_point(|extent| extent.start <= address);
+        let extent = self.extents.get(behind.checked_sub(1)?)?;
+        let offset = address.wrapping_sub(extent.start);
+        let left = extent.len.checked_sub(offset).filter(|left| *left > 0)?;
         let len = usize::try_from(left).unwrap_or(usize::MAX).min(len);
-        let offset = usize::try_from(address.wrapping_sub(region.start)).ok()?;
-        let slice = region.mapping.get_slice(offset, len).ok()?;
-        Some(Window { slice, watch: &region.watch })
+        // SAFETY: `offset` lies inside the mapping and `len` bytes follow it there; `self` keeps it mapped for the
+        // window's life, and no reference to it exists anywhere.
+        let slice = unsafe { VolatileSlice::new(extent.host.add(offset as usize), len) };
+        Some(Window { slice, mark: extent.mark })
     }
 
     /// The `len` bytes from `address` on, if they lie in one region.
@@ -89,6 +115,15 @@ impl GuestMap {
     /// [`Unreachable`]; `out` then holds undefined bytes.
     #[inline]
     pub fn read(&self, address: u64, out: &mut [u8]) -> Result<(), Unreachable> {
+        match self.whole(address, out.len()) {
+            Some(window) => window.read(0, out),
+            None => self.read_parts(address, out),
+        }
+    }
+
+    /// [`Self::read`] across regions.
+    #[cold]
+    fn read_parts(&self, address: u64, out: &mut [u8]) -> Result<(), Unreachable> {
         let mut done = 0;
         while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let here = address.checked_add(done as u64).ok_or(Unreachable)?;
@@ -105,7 +140,7 @@ impl GuestMap {
 #[derive(Debug, Clone)]
 pub struct Window<'a> {
     slice: VolatileSlice<'a>,
-    watch: &'a Watch,
+    mark: Mark,
 }
 
 impl Window<'_> {
@@ -123,7 +158,7 @@ impl Window<'_> {
     /// Whether a page of the region was lost; what is written to it then does not reach the guest.
     #[inline]
     pub fn is_lost(&self) -> bool {
-        self.watch.is_poisoned()
+        self.mark.is_poisoned()
     }
 
     /// Copies `out.len()` bytes at `offset` out of the guest.
@@ -132,8 +167,11 @@ impl Window<'_> {
     /// [`Unreachable`]; `out` then holds undefined bytes.
     #[inline]
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), Unreachable> {
-        let part = self.slice.subslice(offset, out.len()).map_err(|_| Unreachable)?;
-        part.copy_to(out);
+        let from = self.part(offset, out.len())?;
+        // SAFETY: `part` proved that the bytes lie inside the window, which is mapped for its life; `out` is ours alone
+        // and no part of the guest's memory. The bytes may change while they are copied: they are plain bytes and are
+        // looked at only in `out`.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast_const(), out.as_mut_ptr(), out.len()) };
         self.unless_lost()
     }
 
@@ -143,8 +181,9 @@ impl Window<'_> {
     /// [`Unreachable`]: nothing that was written may be relied on.
     #[inline]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<(), Unreachable> {
-        let part = self.slice.subslice(offset, bytes.len()).map_err(|_| Unreachable)?;
-        part.copy_from(bytes);
+        let to = self.part(offset, bytes.len())?;
+        // SAFETY: as in `read`, the other way round; no reference to guest memory exists that this could break.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         self.unless_lost()
     }
 
@@ -184,9 +223,19 @@ impl Window<'_> {
         self.slice.store::<u16>(value.to_le(), offset, order).map_err(|_| Unreachable)
     }
 
+    /// Address of the byte at `offset`, which `len` bytes follow inside the window.
+    #[inline]
+    fn part(&self, offset: usize, len: usize) -> Result<*mut u8, Unreachable> {
+        match self.slice.len().checked_sub(offset) {
+            // Without a bitmap and outside of Xen the guard keeps nothing.
+            Some(room) if len <= room => Ok(self.slice.ptr_guard_mut().as_ptr().wrapping_add(offset)),
+            _ => Err(Unreachable),
+        }
+    }
+
     #[inline]
     fn unless_lost(&self) -> Result<(), Unreachable> {
-        if self.watch.is_poisoned() { Err(Unreachable) } else { Ok(()) }
+        if self.mark.is_poisoned() { Err(Unreachable) } else { Ok(()) }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod faults;
 pub mod guard;
 pub mod guest;
 pub mod handover;
+pub mod heap;
 pub mod inherited;
 pub mod lock;
 pub mod machine;

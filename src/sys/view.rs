@@ -2,6 +2,10 @@
 //!
 //! A [`View`] copies out, checked on every use; it never hands out a reference into a map, because the file can change
 //! or shrink at any time. A lost page shows as [`ViewError::Lost`] (see [`super::guard`]), for that map from then on.
+//!
+//! The page in which a truncated file now ends is not lost: it reads as zeros behind the end, without any signal. So the
+//! last byte of a map is looked at after each copy. The kernel takes pages behind the new end away before it clears the
+//! rest of that page (not so XFS, which clears first). What cannot be seen is a cut within the file's last page.
 
 #![expect(unsafe_code, reason = "memory maps are raw memory")]
 
@@ -22,6 +26,7 @@ use vm_memory::bitmap::BitmapSlice;
 use zerocopy::FromBytes;
 use zerocopy::IntoBytes;
 
+use super::guard::Mark;
 use super::guard::Watch;
 
 /// Why bytes of a [`View`] could not be had.
@@ -76,10 +81,19 @@ impl Drop for Region {
 /// A read-only window over bytes; cheap to clone, safe to share.
 #[derive(Clone)]
 pub struct View {
-    region: Arc<Region>,
-    start: usize,
+    /// First byte of the view, last byte of the region, and its mark: every read needs them, and no way through the
+    /// region.
+    first: *const u8,
     len: usize,
+    last: *const u8,
+    mark: Mark,
+    region: Arc<Region>,
 }
+
+// SAFETY: `first` and `last` point into `region`, which may be sent and shared and lives as long, or to a constant.
+unsafe impl Send for View {}
+// SAFETY: as above.
+unsafe impl Sync for View {}
 
 impl std::fmt::Debug for View {
     /// Shows the size, not the bytes.
@@ -89,8 +103,8 @@ impl std::fmt::Debug for View {
 }
 
 impl View {
-    /// Maps the first `len` bytes of `file`, shared and read-only. A `len` beyond the file's end is allowed; touching
-    /// it is [`ViewError::Lost`].
+    /// Maps the first `len` bytes of `file`, shared and read-only. A `len` beyond the page in which the file ends is
+    /// allowed; every read is then [`ViewError::Lost`].
     ///
     /// # Errors
     /// What `mmap` answers; `ENOMEM` also when `limits::GUARDED_MAPS` maps exist.
@@ -151,8 +165,10 @@ impl View {
     }
 
     fn from_region(region: Region) -> Self {
-        let len = region.len;
-        Self { region: Arc::new(region), start: 0, len }
+        let mark = region.watch.as_ref().map_or(Mark::never(), Watch::mark);
+        static NOTHING: u8 = 0;
+        let last = region.len.checked_sub(1).map_or(&raw const NOTHING, |last| region.start.wrapping_add(last));
+        Self { first: region.start, len: region.len, last, mark, region: Arc::new(region) }
     }
 
     /// Size in bytes.
@@ -167,7 +183,7 @@ impl View {
 
     /// Whether a page of the underlying map was lost; every read fails from then on.
     pub fn is_lost(&self) -> bool {
-        self.region.watch.as_ref().is_some_and(Watch::is_poisoned)
+        self.mark.is_poisoned()
     }
 
     /// The part `range` of this view, sharing its memory.
@@ -177,7 +193,8 @@ impl View {
     pub fn slice(&self, range: Range<u64>) -> Result<Self, ViewError> {
         let len = range.end.checked_sub(range.start).ok_or(self.out_of_bounds(range.start, 0))?;
         let start = self.checked(range.start, len)?;
-        Ok(Self { region: Arc::clone(&self.region), start: self.start + start, len: len as usize })
+        let first = self.pointer(start);
+        Ok(Self { first, len: len as usize, last: self.last, mark: self.mark, region: Arc::clone(&self.region) })
     }
 
     /// Copies the bytes at `offset` into `out`.
@@ -305,18 +322,21 @@ impl View {
         ViewError::OutOfBounds { offset, len, size: self.len as u64 }
     }
 
+    /// To be called after each copy.
     #[inline]
     fn unless_lost(&self) -> Result<(), ViewError> {
-        match &self.region.watch {
-            Some(watch) if watch.is_poisoned() => Err(ViewError::Lost),
-            _ => Ok(()),
-        }
+        // The copy comes before the look, as in `Mark::is_poisoned`.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::Acquire);
+        // SAFETY: `last` is the last byte of the region, or a byte of our own where that has none; a fault is turned into
+        // poison by the guard. The load is volatile: its value is of no interest, that it happens is.
+        unsafe { self.last.read_volatile() };
+        if self.mark.is_poisoned() { Err(ViewError::Lost) } else { Ok(()) }
     }
 
     /// Address of byte `start` of this view; within or one behind the region.
     #[inline]
     fn pointer(&self, start: usize) -> *const u8 {
-        self.region.start.wrapping_add(self.start + start)
+        self.first.wrapping_add(start)
     }
 }
 
@@ -367,6 +387,20 @@ mod tests {
         assert_eq!(view.u16_at(0), Err(ViewError::Lost), "a poisoned map stays poisoned");
         let again = View::map_file(file.as_fd(), 4096).unwrap();
         assert_eq!(again.u16_at(0), Ok(0x0909));
+    }
+
+    #[test]
+    fn page_in_which_a_truncated_file_ends_is_not_zeros_but_lost() {
+        for keep in [1, 4000, 4096, 5000, 8191] {
+            let file = file_of(&[9; 16384]);
+            let view = View::map_file(file.as_fd(), 16384).unwrap();
+            let part = view.slice(0..8192).unwrap();
+            assert_eq!(part.u16_at(8190), Ok(0x0909));
+            file.set_len(keep).unwrap();
+            for offset in [0, keep - 1, 8190] {
+                assert_eq!(part.u16_at(offset), Err(ViewError::Lost), "cut to {keep}, offset {offset}");
+            }
+        }
     }
 
     /// The thread that meets the fault is not the only one that meets the page laid over it.

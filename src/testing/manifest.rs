@@ -7,6 +7,30 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 
+/// Every reference image that is served, by its folder.
+pub const SERVED: [&str; 20] = [
+    "v5-big",
+    "v5-inline",
+    "v5-lz4-blake3",
+    "v5-none-aligned",
+    "v5-prefetch-blob",
+    "v5-prefetch-fs",
+    "v5-two-layers",
+    "v5-zstd-sha256-4k",
+    "v6-big",
+    "v6-chunkdict",
+    "v6-inline",
+    "v6-inline-toc",
+    "v6-lz4-blake3",
+    "v6-merged",
+    "v6-none-sha256",
+    "v6-prefetch-fs",
+    "v6-repeatable",
+    "v6-toc",
+    "v6-two-layers",
+    "v6-zstd-4k",
+];
+
 /// One path of a manifest. Hard links are listed under each of their names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

@@ -17,6 +17,7 @@ use super::Create;
 use super::progress::Display;
 use crate::builder;
 use crate::builder::Built;
+use crate::cli::tell;
 use crate::daemon::logging;
 
 /// Runs `nydus-image` with `arguments`, the program's name first, and returns its exit code: 0 built, 1 an error (one
@@ -24,11 +25,7 @@ use crate::daemon::logging;
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
-        Err(error) => {
-            // Nobody listens: there is nothing left to tell it to.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(error) => return tell("nydus-image", &error),
     };
     match start(&cli) {
         Ok(()) => ExitCode::SUCCESS,

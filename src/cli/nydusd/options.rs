@@ -8,6 +8,7 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+use crate::cli::LogLevel;
 use crate::daemon::ZeroMessageOpen;
 use crate::limits;
 
@@ -228,17 +229,6 @@ pub(super) struct FuseArgs {
     /// Mount for writing.
     #[arg(long)]
     pub(super) writable: bool,
-}
-
-/// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[expect(missing_docs, reason = "the names are the documentation")]
-pub enum LogLevel {
-    Trace,
-    Debug,
-    Info,
-    Warn,
-    Error,
 }
 
 /// When to do something.

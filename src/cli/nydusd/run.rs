@@ -10,17 +10,16 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use tracing::info;
-use tracing::level_filters::LevelFilter;
 use tracing::warn;
 
 use super::ConfigSource;
 use super::Listen;
-use super::LogLevel;
 use super::OpenFiles;
 use super::Refusal;
 use super::Serve;
 use super::parse;
 use super::version;
+use crate::cli::tell;
 use crate::config::Config;
 use crate::config::Secret;
 use crate::daemon;
@@ -40,11 +39,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(serve) => serve,
         Err(Refusal::Failed(message)) => return fail(&message),
         Err(Refusal::Usage(error)) if error.kind() == ErrorKind::DisplayVersion => return print_version(),
-        Err(Refusal::Usage(error)) => {
-            // Nobody listens: there is nothing left to tell it to.
-            let _ = error.print();
-            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
-        }
+        Err(Refusal::Usage(error)) => return tell("nydusd", &error),
     };
     match start(serve) {
         Ok(()) => ExitCode::SUCCESS,
@@ -60,7 +55,7 @@ fn start(serve: Serve) -> Result<(), Box<dyn Error>> {
     };
     let signals = Signals::block().map_err(DaemonError::Signals)?;
     logging::install(&logging::Options {
-        level: level(serve.log.level),
+        level: serve.log.level.into(),
         file: serve.log.file,
         rotate_bytes: serve.log.rotation_mib.saturating_mul(1 << 20),
     })
@@ -106,16 +101,6 @@ fn configure(source: ConfigSource, directory: &Path) -> Result<(Config, Vec<Stri
             }
             Ok((config, warnings))
         }
-    }
-}
-
-fn level(level: LogLevel) -> LevelFilter {
-    match level {
-        LogLevel::Trace => LevelFilter::TRACE,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Error => LevelFilter::ERROR,
     }
 }
 

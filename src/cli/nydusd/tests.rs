@@ -113,7 +113,10 @@ fn what_is_not_built_is_named_in_one_line() {
         ("nydusd uffd -S s", "`uffd`"),
     ] {
         let Err(Refusal::Failed(message)) = line(text) else { panic!("{text} was not refused") };
-        assert!(message.contains(named) && message.ends_with("is not built yet"), "{text}: {message}");
+        assert!(
+            message.contains(named) && message.ends_with("is not built yet, see nydusd --help for what is"),
+            "{text}: {message}"
+        );
         assert!(!message.contains('\n'));
     }
 }

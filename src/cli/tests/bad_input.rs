@@ -6,6 +6,9 @@ use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixListener;
 use std::process::Output;
 
+use rustix::fs::FileType;
+use rustix::fs::Mode;
+
 use crate::place::Place;
 
 /// The only line on stderr of a start that failed.
@@ -95,7 +98,7 @@ fn bootstrap_errors_name_the_file() {
     let truncated = good[..1500].to_vec();
     for (bytes, expected) in [
         (wrong_magic, "wrong magic number"),
-        (truncated, "offset"),
+        (truncated, "damaged or cut short, fetch or build it again: "),
         (Vec::new(), "wrong magic number"),
         (vec![b'x'; 100_000], "wrong magic number"),
     ] {
@@ -112,6 +115,9 @@ fn bootstrap_errors_name_the_file() {
     fs::remove_file(&boot).unwrap();
     fs::create_dir(&boot).unwrap();
     refused(&place, &["/boot: not a regular file"]);
+    fs::remove_dir(&boot).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &boot, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    refused(&place, &["/boot: not a regular file"]);
 }
 
 #[test]
@@ -124,6 +130,8 @@ fn blob_errors_name_the_file_and_the_sizes() {
     refused(&place, &[&name, &format!("has {} bytes", size - 1)]);
     fs::remove_file(&blob).unwrap();
     refused(&place, &[&name, "is not in", "/blobs"]);
+    rustix::fs::mknodat(rustix::fs::CWD, &blob, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    refused(&place, &[&name, "is not a regular file"]);
     place.write_config("{\"device\": {\"backend\": {\"type\": \"localfs\"}}}");
     let arguments = place.arguments().into_iter().chain(["--log-level".to_owned(), "error".to_owned()]);
     let text = line(&place.run(arguments));
@@ -146,7 +154,8 @@ fn socket_errors_name_the_path() {
     };
     let long = format!("/tmp/{}", "x".repeat(103));
     assert!(run(&long).contains("is too long: 108 bytes, at most 107"), "{}", run(&long));
-    assert!(run("missing/s.sock").contains("missing/s.sock.lock: No such file"), "{}", run("missing/s.sock"));
+    let nowhere = run("missing/s.sock");
+    assert!(nowhere.contains("directory missing of the socket does not exist, make it"), "{nowhere}");
     assert!(run("config.json").contains("exists and is not a socket"), "{}", run("config.json"));
     let _foreign = UnixListener::bind(place.path("foreign.sock")).unwrap();
     assert!(run("foreign.sock").contains("in use by a live daemon"), "{}", run("foreign.sock"));
@@ -184,9 +193,13 @@ fn error_is_also_in_the_log_file() {
 }
 
 #[test]
-fn usage_errors_exit_with_2() {
+fn usage_errors_are_one_line_and_exit_with_2() {
     let place = Place::new();
     for arguments in [&["--no-such-option"][..], &[], &["virtiofs"], &["--sock", "s", "--queues", "0"]] {
-        assert_eq!(place.run(arguments).status.code(), Some(2), "{arguments:?}");
+        let output = place.run(arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.starts_with("error: ") && text.ends_with("; see nydusd --help\n"), "{text}");
     }
 }

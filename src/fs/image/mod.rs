@@ -147,13 +147,10 @@ impl ImageFs {
     fn child(&self, dir: u32, name: &[u8]) -> Result<Option<InodeFacts>, Errno> {
         let dir = self.inode(dir)?;
         // Export asks for `.` of any inode, to learn whether a file handle still names something.
-        if name == b"." || name == b".." && dir.ino == self.image.root() {
+        if matches!(name, b".") || matches!(name, b"..") && dir.ino == self.image.root() {
             return Ok(Some(dir));
         }
-        match self.told(self.image.lookup(&dir, name))? {
-            Some(child) => self.inode(child).map(Some),
-            None => Ok(None),
-        }
+        self.told(self.image.find(&dir, name))
     }
 
     fn open<S: ReplySlot>(&self, inode: u32, flags: u32, reply: Reply<S>) {

@@ -10,9 +10,10 @@ use super::inode::Place;
 use super::inode::RECORD_BYTES;
 use super::inode::Record;
 use crate::limits;
+use crate::rafs::Needle;
 use crate::rafs::RafsError;
-use crate::rafs::compare_name;
 use crate::rafs::entries::DirEntry;
+use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
 use crate::rafs::malformed;
@@ -21,30 +22,38 @@ use crate::rafs::malformed;
 const CHILD_BYTES: usize = RECORD_BYTES as usize + limits::MAX_NAME_BYTES;
 
 impl V5 {
-    /// The inode of `name` in the directory `ino` at `place`.
+    /// The inode that `name` names in the directory `ino` at `place`.
     #[inline]
-    pub(in crate::rafs) fn lookup(&self, ino: u32, place: &Place, name: &[u8]) -> Result<Option<u32>, RafsError> {
+    pub(in crate::rafs) fn find(&self, ino: u32, place: &Place, name: &[u8]) -> Result<Option<InodeFacts>, RafsError> {
         match name {
-            b"." => return Ok(Some(ino)),
-            b".." => return Ok(Some(place.parent)),
+            b"." => return self.inode(ino).map(Some),
+            b".." => return self.inode(place.parent).map(Some),
             _ => {}
         }
+        let needle = Needle::new(name);
         let (mut low, mut high) = (0u32, place.child_count);
         while low < high {
             let middle = low.midpoint(high);
             let index = place.child_index.saturating_add(middle);
             let at = self.record_offset(index)?;
             let name_bytes = inode::name_bytes(self.view.u16_at(at.saturating_add(inode::NAME_BYTES_FIELD))?, at)?;
-            match compare_name(&self.view, at.saturating_add(RECORD_BYTES), name_bytes, name)? {
-                Ordering::Equal => {
-                    let (at, record) = self.record(index)?;
-                    return self.child(&record, at, index, ino).map(|(child, _)| Some(child));
-                }
+            match needle.order_of(&self.view, at.saturating_add(RECORD_BYTES), name_bytes)? {
+                Ordering::Equal => return self.found(index, at, ino).map(Some),
                 Ordering::Less => low = middle.saturating_add(1),
                 Ordering::Greater => high = middle,
             }
         }
         Ok(None)
+    }
+
+    /// The inode of the record with the index `index`, at `at`, a child of `dir`.
+    #[inline]
+    fn found(&self, index: u32, at: u64, dir: u32) -> Result<InodeFacts, RafsError> {
+        let record: Record = self.view.record_at(at)?;
+        match self.child(&record, at, index, dir)? {
+            (child, _) if child == index => self.facts(&record, at, index),
+            (first, _) => self.inode(first),
+        }
     }
 
     /// Inode and type of the child with the index `index` of directory `dir`. A later hard link leads to the first

@@ -14,6 +14,7 @@ use super::ROOT;
 use super::V5;
 use crate::limits;
 use crate::rafs::RafsError;
+use crate::rafs::count_chunks;
 use crate::rafs::inode;
 use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
@@ -116,8 +117,7 @@ impl V5 {
         match kind {
             Kind::Directory => self.check_children(&place, ino)?,
             Kind::Regular => {
-                // `chunk_bytes` is a power of two, checked when the image was opened.
-                if size.div_ceil(self.chunk_bytes.max(1).into()) != u64::from(place.child_count) {
+                if count_chunks(size, self.chunk_bytes) != u64::from(place.child_count) {
                     let reason = format!("{} chunks for {size} bytes", place.child_count);
                     return Err(malformed("inode child count", at, reason));
                 }

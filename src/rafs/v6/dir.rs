@@ -14,9 +14,10 @@ use super::BLOCK_BYTES;
 use super::V6;
 use super::inode::Place;
 use crate::limits;
+use crate::rafs::Needle;
 use crate::rafs::RafsError;
-use crate::rafs::compare_name;
 use crate::rafs::entries::DirEntry;
+use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
 use crate::rafs::malformed;
@@ -29,6 +30,12 @@ const NAME_OFFSET_FIELD: u64 = std::mem::offset_of!(RawEntry, name_offset) as u6
 
 /// Bits of a listing position that count entries in a block: a block holds at most 341.
 const SLOT_BITS: u32 = 16;
+
+/// Room for the longest name and one byte more, which tells a longer one.
+const NAME_BUFFER_BYTES: usize = limits::MAX_NAME_BYTES + 1;
+
+/// What is copied at once of names up to this length.
+const SHORT_NAME_BYTES: usize = 32;
 
 /// A directory entry as stored.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -74,73 +81,27 @@ fn until_nul(name: &[u8]) -> &[u8] {
     name.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
-/// A copy of one directory block.
-struct Block {
-    at: u64,
-    len: usize,
-    count: usize,
-    bytes: [u8; BLOCK_BYTES as usize],
-}
-
-impl Block {
-    fn empty() -> Self {
-        Self { at: 0, len: 0, count: 0, bytes: [0; BLOCK_BYTES as usize] }
-    }
-
-    /// Copies the `len` bytes at `at`.
-    #[inline]
-    fn load(&mut self, image: &V6, at: u64, len: u64) -> Result<(), RafsError> {
-        self.len = usize::try_from(len).unwrap_or(usize::MAX).min(self.bytes.len());
-        self.at = at;
-        self.count = 0;
-        image.view.copy_at(at, self.bytes.get_mut(..self.len).unwrap_or_default())?;
-        let first = self.entry_at(0)?;
-        self.count = count_entries(first.name_offset.get(), self.len, at)?;
-        Ok(())
-    }
-
-    #[inline]
-    fn entry_at(&self, slot: usize) -> Result<RawEntry, RafsError> {
-        let start = slot.saturating_mul(ENTRY_BYTES);
-        let bytes = self.bytes.get(start..self.len).unwrap_or_default();
-        let (entry, _) = RawEntry::read_from_prefix(bytes)
-            .map_err(|_| malformed("dirent", self.at, format!("entry {slot} lies outside of its block")))?;
-        Ok(entry)
-    }
-
-    /// The entry `slot`, below the count, and its name.
-    #[inline]
-    fn entry(&self, slot: usize) -> Result<(RawEntry, &[u8]), RafsError> {
-        let entry = self.entry_at(slot)?;
-        let start = usize::from(entry.name_offset.get());
-        let next = slot.saturating_add(1);
-        let is_last = next >= self.count;
-        let end = if is_last { self.len } else { self.entry_at(next)?.name_offset.get().into() };
-        // Names start behind the entries; with ascending offsets none can reach into them.
-        let names = self.count.saturating_mul(ENTRY_BYTES);
-        let name = if start >= names && end <= self.len { self.bytes.get(start..end) } else { None };
-        let name = match name {
-            Some(name) if is_last => until_nul(name),
-            Some(name) => name,
-            None => &[],
-        };
-        if !is_legal_name(name) {
-            let reason = format!("entry {slot}, name offset {start}: no legal name");
-            return Err(malformed("dirent name", self.at, reason));
-        }
-        Ok((entry, name))
-    }
-}
-
-/// A directory block that is searched in place: a lookup touches some of its lines, not all of it.
-struct Probe<'a> {
+/// A directory block that is read in place: a lookup touches some of its lines, not all of it. What an entry says is
+/// checked each time, so a block that changes meanwhile does no harm.
+#[derive(Clone, Copy)]
+struct Block<'a> {
     view: &'a View,
     at: u64,
     len: u64,
+    /// Entries in it.
     count: u64,
 }
 
-impl<'a> Probe<'a> {
+/// One entry, and where its name is.
+struct Found {
+    entry: RawEntry,
+    name_at: u64,
+    /// Bytes of the name, at least 1; of the last name of a block, with the padding behind it.
+    name_bytes: u64,
+    is_last: bool,
+}
+
+impl<'a> Block<'a> {
     /// The block of `len` bytes at `at`.
     #[inline]
     fn new(view: &'a View, at: u64, len: u64) -> Result<Self, RafsError> {
@@ -149,11 +110,12 @@ impl<'a> Probe<'a> {
         Ok(Self { view, at, len, count: count as u64 })
     }
 
-    /// The entry `slot`, below the count, and how its name compares with `name`.
-    #[inline]
-    fn compare(&self, slot: u64, name: &[u8]) -> Result<(RawEntry, Ordering), RafsError> {
-        let entry_at = self.at.saturating_add(slot.saturating_mul(ENTRY_BYTES as u64));
-        let is_last = slot.saturating_add(1) >= self.count;
+    /// The entry `slot`, below the count.
+    #[inline(always)]
+    fn entry(&self, slot: u64) -> Result<Found, RafsError> {
+        // `at` lies in a file of 2 GiB and slots are below 342: nothing here comes near to overflowing.
+        let entry_at = self.at.wrapping_add(slot.wrapping_mul(ENTRY_BYTES as u64));
+        let is_last = slot.wrapping_add(1) >= self.count;
         let (entry, end): (RawEntry, u64) = if is_last {
             (self.view.record_at(entry_at)?, self.len)
         } else {
@@ -161,50 +123,69 @@ impl<'a> Probe<'a> {
             (entry, next.name_offset.get().into())
         };
         let start = u64::from(entry.name_offset.get());
-        let names = self.count.saturating_mul(ENTRY_BYTES as u64);
-        let bytes = end.saturating_sub(start);
-        let is_inside = start >= names && end <= self.len && bytes > 0;
-        let name_at = self.at.saturating_add(start);
-        if is_inside && is_last {
-            let mut buffer = [0u8; limits::MAX_NAME_BYTES + 1];
-            let longest = usize::try_from(bytes).unwrap_or(usize::MAX).min(buffer.len());
-            let copied = buffer.get_mut(..longest).unwrap_or_default();
-            self.view.copy_at(name_at, copied)?;
-            return Ok((entry, until_nul(copied).cmp(name)));
+        // Names start behind the entries; with ascending offsets none can reach into them.
+        let names = self.count.wrapping_mul(ENTRY_BYTES as u64);
+        let longest = if is_last { self.len } else { limits::MAX_NAME_BYTES as u64 };
+        let name_bytes = end.wrapping_sub(start);
+        if start < names || end > self.len || start >= end || name_bytes > longest {
+            return Err(bad_name(self.at, slot, start..end));
         }
-        if !is_inside || bytes > limits::MAX_NAME_BYTES as u64 {
-            return Err(malformed(
-                "dirent name offset",
-                self.at,
-                format!("entry {slot}: a name from {start} to {end}"),
-            ));
+        Ok(Found { entry, name_at: self.at.wrapping_add(start), name_bytes, is_last })
+    }
+
+    /// How the name of the entry `slot`, below the count, compares with the one that is looked for.
+    #[inline]
+    fn compare(&self, slot: u64, needle: &Needle<'_>) -> Result<Ordering, RafsError> {
+        let found = self.entry(slot)?;
+        if found.is_last {
+            let mut buffer = [0; NAME_BUFFER_BYTES];
+            return Ok(self.copy_name(&found, &mut buffer)?.cmp(needle.name));
         }
-        Ok((entry, compare_name(self.view, name_at, bytes, name)?))
+        needle.order_of(self.view, found.name_at, found.name_bytes)
+    }
+
+    /// Copies the name of an entry, whatever it consists of.
+    #[inline]
+    fn copy_name<'b>(&self, found: &Found, buffer: &'b mut [u8; NAME_BUFFER_BYTES]) -> Result<&'b [u8], RafsError> {
+        let bytes = usize::try_from(found.name_bytes).unwrap_or(usize::MAX).min(NAME_BUFFER_BYTES);
+        // Most names are short, and a copy of a fixed length costs less than one that has to look at it.
+        let short = buffer.first_chunk_mut::<SHORT_NAME_BYTES>().filter(|_| bytes <= SHORT_NAME_BYTES);
+        match (short, self.view.array_at(found.name_at)) {
+            (Some(place), Ok(copied)) => *place = copied,
+            _ => self.view.copy_at(found.name_at, buffer.get_mut(..bytes).unwrap_or_default())?,
+        }
+        let name = buffer.get(..bytes).unwrap_or_default();
+        Ok(if found.is_last { until_nul(name) } else { name })
     }
 }
 
+#[cold]
+fn bad_name(at: u64, slot: u64, name: std::ops::Range<u64>) -> RafsError {
+    malformed("dirent name offset", at, format!("entry {slot}: a name from {} to {}", name.start, name.end))
+}
+
 impl V6 {
-    /// The inode of `name` in a directory of `size` bytes at `place`. Binary search over the blocks by first name, then
-    /// in the one block that can hold it.
+    /// The inode that `name` names in a directory of `size` bytes at `place`. Binary search over the blocks by first
+    /// name, then in the one block that can hold it.
     #[inline]
-    pub(in crate::rafs) fn lookup(&self, place: &Place, size: u64, name: &[u8]) -> Result<Option<u32>, RafsError> {
+    pub(in crate::rafs) fn find(&self, place: &Place, size: u64, name: &[u8]) -> Result<Option<InodeFacts>, RafsError> {
+        let needle = Needle::new(name);
         // Invariant: blocks below `low` start with a name <= `name`, those from `high` on with a greater one. The first
         // block needs no look: what is not in it if the name sorts before all others is not found there either.
         let (mut low, mut high) = (1u64, size.div_ceil(BLOCK_BYTES));
         while low < high {
             let middle = low.midpoint(high);
             let (at, len) = self.data_block(place, size, middle);
-            let (_, order) = Probe::new(&self.view, at, len)?.compare(0, name)?;
+            let order = Block::new(&self.view, at, len)?.compare(0, &needle)?;
             if order == Ordering::Greater { high = middle } else { low = middle.saturating_add(1) }
         }
         let (at, len) = self.data_block(place, size, low.saturating_sub(1));
-        let block = Probe::new(&self.view, at, len)?;
+        let block = Block::new(&self.view, at, len)?;
         let (mut low, mut high) = (0u64, block.count);
         while low < high {
             let middle = low.midpoint(high);
-            let (entry, order) = block.compare(middle, name)?;
-            match order {
-                Ordering::Equal => return self.target(&entry, at).map(Some),
+            match block.compare(middle, &needle)? {
+                Ordering::Equal => return self.target(&block.entry(middle)?.entry, at).map(Some),
                 Ordering::Less => low = middle.saturating_add(1),
                 Ordering::Greater => high = middle,
             }
@@ -212,15 +193,15 @@ impl V6 {
         Ok(None)
     }
 
-    /// The nid of an entry whose inode agrees with its type (section 14, rule 18).
+    /// The inode of an entry, which agrees with its type (section 14, rule 18).
     #[inline]
-    fn target(&self, entry: &RawEntry, at: u64) -> Result<u32, RafsError> {
+    fn target(&self, entry: &RawEntry, at: u64) -> Result<InodeFacts, RafsError> {
         let nid = entry.nid(at)?;
-        let (stated, found) = (entry.kind(at)?, self.kind(nid)?);
-        if stated != found {
-            return Err(malformed("dirent type", at, format!("{stated:?}, inode {nid} is {found:?}")));
+        let (stated, inode) = (entry.kind(at)?, self.inode(nid)?);
+        if stated != inode.kind {
+            return Err(malformed("dirent type", at, format!("{stated:?}, inode {nid} is {:?}", inode.kind)));
         }
-        Ok(nid)
+        Ok(inode)
     }
 }
 
@@ -230,71 +211,60 @@ pub(in crate::rafs) struct Cursor<'a> {
     dir: u32,
     place: Place,
     size: u64,
-    /// Number of the block in `block`; `None` before the first.
-    loaded: Option<u64>,
+    /// The block with `number`; `None` before the first.
+    block: Option<Block<'a>>,
     number: u64,
-    slot: usize,
-    block: Block,
+    slot: u64,
+    name: [u8; NAME_BUFFER_BYTES],
 }
 
 impl<'a> Cursor<'a> {
     #[inline]
     pub(in crate::rafs) fn new(image: &'a V6, dir: u32, place: Place, size: u64, from: u64) -> Self {
-        let slot = usize::try_from(from & 0xffff).unwrap_or(usize::MAX);
-        Self { image, dir, place, size, loaded: None, number: from >> SLOT_BITS, slot, block: Block::empty() }
+        let (number, slot) = (from >> SLOT_BITS, from & 0xffff);
+        Self { image, dir, place, size, block: None, number, slot, name: [0; NAME_BUFFER_BYTES] }
     }
 
     #[inline]
     pub(in crate::rafs) fn next(&mut self) -> Option<Result<DirEntry<'_>, RafsError>> {
-        match self.advance() {
-            Ok(true) => {}
-            Ok(false) => return None,
+        let block = match self.advance() {
+            Ok(block) => block?,
             Err(error) => return Some(Err(self.end(error))),
-        }
+        };
         let slot = self.slot;
         self.slot = slot.saturating_add(1);
         // Block numbers of a file below 2 GiB have 19 bits, slots 9: nothing is lost, and the sum is never 0.
-        let next = self.number << SLOT_BITS | (self.slot as u64);
-        match self.read(slot) {
-            Ok((ino, kind)) => {
-                let name = self.block.entry(slot).map(|(_, name)| name).unwrap_or_default();
-                Some(Ok(DirEntry { name, ino, kind: kind.dirent_type(), next }))
+        let next = self.number << SLOT_BITS | self.slot;
+        match read(&block, slot, self.dir, &mut self.name) {
+            Ok((name, ino, kind)) => Some(Ok(DirEntry { name, ino, kind: kind.dirent_type(), next })),
+            Err(error) => {
+                self.number = u64::MAX;
+                Some(Err(error))
             }
-            Err(error) => Some(Err(self.end(error))),
         }
     }
 
-    /// Loads the block that holds the next entry; false at the end of the directory.
-    fn advance(&mut self) -> Result<bool, RafsError> {
+    /// The block that holds the next entry; `None` at the end of the directory.
+    #[inline]
+    fn advance(&mut self) -> Result<Option<Block<'a>>, RafsError> {
         loop {
             if self.number.checked_mul(BLOCK_BYTES).is_none_or(|offset| offset >= self.size) {
-                return Ok(false);
+                return Ok(None);
             }
-            if self.loaded != Some(self.number) {
-                let (at, len) = self.image.data_block(&self.place, self.size, self.number);
-                self.block.load(self.image, at, len)?;
-                self.loaded = Some(self.number);
+            let block = match self.block {
+                Some(block) => block,
+                None => {
+                    let (at, len) = self.image.data_block(&self.place, self.size, self.number);
+                    Block::new(&self.image.view, at, len)?
+                }
+            };
+            if self.slot < block.count {
+                self.block = Some(block);
+                return Ok(Some(block));
             }
-            if self.slot < self.block.count {
-                return Ok(true);
-            }
+            self.block = None;
             (self.number, self.slot) = (self.number.saturating_add(1), 0);
         }
-    }
-
-    fn read(&self, slot: usize) -> Result<(u32, Kind), RafsError> {
-        let at = self.block.at;
-        let (entry, name) = self.block.entry(slot)?;
-        let (nid, kind) = (entry.nid(at)?, entry.kind(at)?);
-        let is_wrong = match name {
-            b"." => nid != self.dir || kind != Kind::Directory,
-            b".." => kind != Kind::Directory,
-            _ => nid == 0,
-        };
-        if is_wrong {
-            return Err(malformed("dirent nid", at, format!("{nid} ({kind:?}) in directory {}", self.dir)));
-        }
-        Ok((nid, kind))
     }
 
     /// Ends the listing.
@@ -302,4 +272,30 @@ impl<'a> Cursor<'a> {
         self.number = u64::MAX;
         error
     }
+}
+
+/// Name, nid and type of the entry `slot` of a block of the directory `dir`; the name is copied to `buffer`.
+#[inline]
+fn read<'b>(
+    block: &Block<'_>,
+    slot: u64,
+    dir: u32,
+    buffer: &'b mut [u8; NAME_BUFFER_BYTES],
+) -> Result<(&'b [u8], u32, Kind), RafsError> {
+    let at = block.at;
+    let found = block.entry(slot)?;
+    let name = block.copy_name(&found, buffer)?;
+    if !is_legal_name(name) {
+        return Err(malformed("dirent name", at, format!("entry {slot}: no legal name")));
+    }
+    let (nid, kind) = (found.entry.nid(at)?, found.entry.kind(at)?);
+    let is_wrong = match name {
+        b"." => nid != dir || kind != Kind::Directory,
+        b".." => kind != Kind::Directory,
+        _ => nid == 0,
+    };
+    if is_wrong {
+        return Err(malformed("dirent nid", at, format!("{nid} ({kind:?}) in directory {dir}")));
+    }
+    Ok((name, nid, kind))
 }

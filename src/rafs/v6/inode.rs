@@ -14,6 +14,7 @@ use super::BLOCK_BYTES;
 use super::V6;
 use crate::limits;
 use crate::rafs::RafsError;
+use crate::rafs::count_chunks;
 use crate::rafs::inode;
 use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
@@ -134,14 +135,6 @@ impl V6 {
         self.facts(&raw, at, inode_bytes, nid)
     }
 
-    /// The type of the inode `nid`, and nothing else of it.
-    #[inline]
-    pub(super) fn kind(&self, nid: u32) -> Result<Kind, RafsError> {
-        let at = self.inode_offset(nid)?;
-        let mode = self.view.u16_at(at.saturating_add(4))?;
-        Kind::of_mode(mode.into()).ok_or_else(|| malformed("inode mode", at, format!("{mode:#o} names no file type")))
-    }
-
     /// Checks an inode and turns it into facts (section 14, rules 7, 8, 17 and 19).
     #[inline]
     fn facts(&self, raw: &RawExtended, at: u64, inode_bytes: u64, nid: u32) -> Result<InodeFacts, RafsError> {
@@ -227,8 +220,7 @@ impl V6 {
         if place.block & 0x20 == 0 || place.block & !0x3f != 0 {
             return Err(malformed("chunk format", place.at, format!("{:#x}", place.block)));
         }
-        // `chunk_bytes` is a power of two, checked when the image was opened.
-        let bytes = size.div_ceil(self.chunk_bytes.max(1).into()).saturating_mul(CHUNK_INDEX_BYTES);
+        let bytes = count_chunks(size, self.chunk_bytes).saturating_mul(CHUNK_INDEX_BYTES);
         if place.body.checked_add(bytes).is_none_or(|end| end > self.view.len()) {
             let reason = format!("the chunk indexes of {size} bytes reach beyond the end of the metadata");
             return Err(malformed("inode size", place.at, reason));

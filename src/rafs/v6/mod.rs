@@ -298,7 +298,8 @@ mod tests {
         let data = "ea02000000000000 3c00 02 00 8000000000000000 3d00 02 00 ef02000000000000 3f00 02 00 \
                     1303000000000000 4000 02 00 af00000000000000 4500 01 00 \
                     2e 2e2e 61 656d707479 686172642d6f757473696465";
-        let parts = [(746 * 32, nest), (746 * 32 + 64, data), (751 * 32 + 4, "ed41"), (175 * 32 + 4, "a481")];
+        let (directory, file) = ("0000 0000 ed41 0100", "0800 0000 a481 0100 00000000 00000000 20000000");
+        let parts = [(746 * 32, nest), (746 * 32 + 64, data), (751 * 32, directory), (175 * 32, file)];
         let image = image_of(&parts);
         let facts = image.inode(746).unwrap();
         let mut cursor = dir::Cursor::new(&image, facts.ino, place(&facts), facts.size, 0);
@@ -309,11 +310,11 @@ mod tests {
         }
         let expected = [(".", 746, 4), ("..", 128, 4), ("a", 751, 4), ("empty", 787, 4), ("hard-outside", 175, 8)];
         assert_eq!(found, expected.map(|(name, nid, kind)| (name.to_owned(), nid, kind)));
-        let lookup = |name: &str| image.lookup(&place(&facts), facts.size, name.as_bytes());
+        let find = |name: &str| image.find(&place(&facts), facts.size, name.as_bytes());
         for (name, nid) in [("hard-outside", Some(175)), ("a", Some(751)), ("b", None), ("hard-outside!", None)] {
-            assert_eq!(lookup(name).unwrap(), nid, "{name}");
+            assert_eq!(find(name).unwrap().map(|inode| inode.ino), nid, "{name}");
         }
-        assert!(lookup("empty").is_err(), "the inode of that entry is missing here");
+        assert!(find("empty").is_err(), "the inode of that entry is missing here");
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! and an `open` is small beside a fetch. Errors name file and offset.
 
 use std::fs::File;
+use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::Answer;
@@ -48,10 +51,10 @@ impl LocalFs {
     /// start. Blocks on the disk.
     ///
     /// # Errors
-    /// [`BackendError::NotFound`], [`BackendError::TooShort`], [`BackendError::Io`].
+    /// [`BackendError::NotFound`], [`BackendError::TooShort`], [`BackendError::Io`], [`BackendError::Lasting`] where it
+    /// is no regular file.
     pub fn check(&self, blob: &str, data_bytes: u64) -> Result<(), BackendError> {
-        let (file, path) = self.place.open(&Arc::from(blob))?;
-        let size = file.metadata().map_err(|error| failed(&path, 0, &error))?.len();
+        let Opened { path, size, .. } = self.place.open(&Arc::from(blob))?;
         if size < data_bytes {
             return Err(BackendError::TooShort { path, size, end: data_bytes });
         }
@@ -77,6 +80,23 @@ impl Backend for LocalFs {
     }
 }
 
+/// An open blob and its size in bytes.
+struct Opened {
+    file: File,
+    path: PathBuf,
+    size: u64,
+}
+
+impl Opened {
+    fn new(file: File, path: PathBuf) -> Result<Self, BackendError> {
+        let about = file.metadata().map_err(|error| failed(&path, 0, &error))?;
+        match about.is_file() {
+            true => Ok(Self { size: about.len(), file, path }),
+            false => Err(BackendError::Lasting(format!("{} is not a regular file", path.display()))),
+        }
+    }
+}
+
 impl Place {
     fn candidates(&self, blob: &str) -> Vec<PathBuf> {
         match self {
@@ -85,10 +105,12 @@ impl Place {
         }
     }
 
-    fn open(&self, blob: &Arc<str>) -> Result<(File, PathBuf), BackendError> {
+    fn open(&self, blob: &Arc<str>) -> Result<Opened, BackendError> {
+        // NONBLOCK: a fifo must not hold us up before we see what it is.
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
         for path in self.candidates(blob) {
-            match File::open(&path) {
-                Ok(file) => return Ok((file, path)),
+            match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
+                Ok(file) => return Opened::new(file, path),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed(&path, 0, &error)),
             }
@@ -103,8 +125,7 @@ impl Place {
     }
 
     fn read(&self, request: &Request) -> Result<Vec<u8>, BackendError> {
-        let (file, path) = self.open(&request.blob)?;
-        let size = file.metadata().map_err(|error| failed(&path, 0, &error))?.len();
+        let Opened { file, path, size } = self.open(&request.blob)?;
         let too_short = || BackendError::TooShort { path: path.clone(), size, end: request.range.end };
         // Before anything is allocated: the range comes from an image.
         if size < request.range.end {

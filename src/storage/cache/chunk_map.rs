@@ -8,7 +8,10 @@ use std::os::fd::AsFd;
 
 use super::CacheError;
 use super::file::Directory;
+use super::file::Identity;
 use super::file::Opened;
+use super::file::identity_of_open;
+use super::file::set_len_with_room;
 use crate::sys::bitmap::SharedBytes;
 
 const HEADER_BYTES: u64 = 4096;
@@ -24,6 +27,7 @@ const ALL_READY_OFFSET: u64 = 12;
 pub struct ChunkMap {
     bytes: SharedBytes,
     chunks: u32,
+    identity: Identity,
 }
 
 impl ChunkMap {
@@ -38,11 +42,10 @@ impl ChunkMap {
         let Opened { file, len, .. } = directory.open_or_create(name)?;
         let failed = |error: std::io::Error| directory.failed(name, error);
         let expected = HEADER_BYTES + u64::from(chunks).div_ceil(8);
-        if len == 0 {
-            file.set_len(expected).map_err(failed)?;
-        } else if len != expected {
+        if len != 0 && len != expected {
             return Err(CacheError::MapSize { path: directory.path_of(name), actual: len, expected });
         }
+        set_len_with_room(&file, expected).map_err(failed)?;
         let mut header = [0; 16];
         read_exact_at(&file, &mut header, 0).map_err(failed)?;
         let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -53,11 +56,21 @@ impl ChunkMap {
             return Err(CacheError::MapMagic { path: directory.path_of(name) });
         }
         let bytes = SharedBytes::map(file.as_fd(), expected).map_err(failed)?;
-        let map = Self { bytes, chunks };
+        let map = Self { bytes, chunks, identity: identity_of_open(&file).map_err(failed)? };
         if word(12) != ALL_READY && (0..chunks).all(|chunk| map.is_set(chunk)) {
             write_all_at(&file, &ALL_READY.to_le_bytes(), ALL_READY_OFFSET).map_err(failed)?;
         }
         Ok(map)
+    }
+
+    /// Which file it is.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Whether the file was truncated or cannot be read; it then has no bits any more.
+    pub fn is_lost(&self) -> bool {
+        self.bytes.get(HEADER_BYTES as usize).is_err()
     }
 
     /// Whether the bit of `chunk` is set. A lost map has no bits.

@@ -157,6 +157,27 @@ impl Directory {
     }
 }
 
+/// Makes `file` `len` bytes long, with room on the disk where the file system can give it: a page without room cannot be
+/// written through a map later, and that would be noticed by a signal only.
+///
+/// # Errors
+/// What the system answers, [`io::ErrorKind::StorageFull`] among it.
+pub fn set_len_with_room(file: &File, len: u64) -> io::Result<()> {
+    file.set_len(len)?;
+    give_room(file, 0, len)
+}
+
+/// Gives the bytes from `offset` on, which lie inside the file, their room on the disk, where the file system can do that.
+///
+/// # Errors
+/// What the system answers, [`io::ErrorKind::StorageFull`] among it.
+pub fn give_room(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::KEEP_SIZE, offset, len) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Identity of an open file.
 pub fn identity_of_open(file: &File) -> io::Result<Identity> {
     Ok(identity(file, "", AtFlags::EMPTY_PATH)?)

@@ -17,6 +17,7 @@ use super::extents::Extents;
 use super::file::Directory;
 use super::file::Identity;
 use super::file::Opened;
+use super::file::give_room;
 use super::file::identity_of_open;
 use super::side;
 use super::side::SideFile;
@@ -43,8 +44,11 @@ pub struct Generation {
     map: ChunkMap,
     side: SideFile,
     data: File,
-    identity: Identity,
+    /// Of the data file and of the side file.
+    identities: (Identity, Identity),
     dirty: AtomicBool,
+    /// Whether data was lost on its way to the disk.
+    is_condemned: AtomicBool,
 }
 
 /// What the shared files say of a chunk.
@@ -94,14 +98,20 @@ impl Generation {
         Err(CacheError::Busy { path: directory.path_of(&names.side) })
     }
 
-    /// As [`Generation::open`], after the map of `lost` was found lost: its data file is unlinked first, so that other
-    /// processes, who still have it mapped, find out as well instead of reading zeros from a file made whole again.
+    /// Whether the data file is said to hold every chunk of `blob`.
+    pub fn is_full(&self, blob: &BlobFacts) -> bool {
+        (0..blob.chunk_count).all(|chunk| self.presence(chunk) != Presence::Missing)
+    }
+
+    /// As [`Generation::open`], after `lost` was found lost: its data file is unlinked first, so that other processes,
+    /// who still have it mapped, find out as well instead of reading zeros from a file made whole again.
     ///
     /// # Errors
     /// [`CacheError`].
     pub fn reopen(directory: &Directory, blob: &BlobFacts, boot_id: [u8; 16], lost: &Self) -> Result<Self, CacheError> {
         let name = data_name(&blob.id);
-        if lost.view.is_lost() && directory.identity_of(&name)? == Some(lost.identity) {
+        let is_bad = lost.view.is_lost() || lost.is_condemned.load(Ordering::Relaxed);
+        if is_bad && directory.identity_of(&name)? == Some(lost.identities.0) {
             directory.remove(&name)?;
         }
         Self::open(directory, blob, boot_id)
@@ -125,7 +135,7 @@ impl Generation {
             return Ok(None);
         }
         let is_shared = side::is_used_by_others(&side).map_err(side_failed)?;
-        let Some((data, is_whole)) = open_data(directory, blob, &names.data, is_shared)? else { return Ok(None) };
+        let Some((data, is_whole)) = open_data(directory, blob, &names.data)? else { return Ok(None) };
         let identity = identity_of_open(&data).map_err(|error| directory.failed(&names.data, error))?;
         let subject = Subject { chunks: blob.chunk_count, data: identity, data_bytes: blob.uncompressed_bytes };
         let fits = is_whole && side::fits(&side, &subject).map_err(side_failed)?;
@@ -147,7 +157,13 @@ impl Generation {
         let view = View::map_file(data.as_fd(), blob.uncompressed_bytes);
         let view = view.map_err(|error| directory.failed(&names.data, error))?;
         let extents = Extents::new(blob.chunk_count, shift_of(blob));
-        Ok(Some(Self { view, extents, map, side, data, identity, dirty: AtomicBool::new(false) }))
+        let (dirty, is_condemned) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Some(Self { view, extents, map, side, data, identities: (identity, ours), dirty, is_condemned }))
+    }
+
+    /// Whether one of the files was truncated or cannot be read.
+    pub fn is_lost(&self) -> bool {
+        self.view.is_lost() || self.map.is_lost() || self.side.is_lost()
     }
 
     /// What the shared files say of `chunk`.
@@ -258,25 +274,37 @@ impl Generation {
     /// Flushes the data to the disk, if there is anything new, and notes which chunks survive a power cut. Blocks.
     ///
     /// # Errors
-    /// What the disk answers; nothing is noted then.
+    /// What the disk answers; nothing is noted then, and the files are condemned.
     pub fn sync(&self) -> io::Result<()> {
         if !self.dirty.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
         let snapshot = self.side.snapshot();
         if let Err(errno) = rustix::fs::fdatasync(&self.data) {
-            self.dirty.store(true, Ordering::Relaxed);
+            self.condemn();
             return Err(errno.into());
         }
         self.side.note_synced(&snapshot);
         Ok(())
     }
 
-    /// Whether the path of the data file still names the file that is open here, in full length.
+    /// Data was lost on its way to the disk, and nobody can tell which: the kernel reports that once, keeps the pages
+    /// for a while as if they were clean, and reports success the next time. So these files are not current any more.
+    pub fn condemn(&self) {
+        self.is_condemned.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the paths still name the files that are open here, whole and good.
     pub fn is_current(&self, directory: &Directory, blob: &BlobFacts) -> bool {
-        let named = directory.identity_of(&data_name(&blob.id)).ok().flatten();
+        let names = Names::new(&blob.id);
+        let is_named = |name: &str, ours: Identity| directory.identity_of(name).ok().flatten() == Some(ours);
         let len = self.data.metadata().map_or(0, |metadata| metadata.len());
-        named == Some(self.identity) && len >= blob.uncompressed_bytes && !self.view.is_lost()
+        is_named(&names.data, self.identities.0)
+            && is_named(&names.map, self.map.identity())
+            && is_named(&names.side, self.identities.1)
+            && len >= blob.uncompressed_bytes
+            && !self.is_lost()
+            && !self.is_condemned.load(Ordering::Relaxed)
     }
 }
 
@@ -285,25 +313,22 @@ fn shift_of(blob: &BlobFacts) -> u32 {
 }
 
 /// Opens the data file in its full length. The flag tells whether what it held before can still be there.
-/// `None`: a shorter file that others use was unlinked; begin again.
-fn open_data(
-    directory: &Directory,
-    blob: &BlobFacts,
-    name: &str,
-    is_shared: bool,
-) -> Result<Option<(File, bool)>, CacheError> {
+/// `None`: a shorter file was unlinked; begin again. It is never made whole in place: somebody may have it mapped, even if
+/// the side file says otherwise (that may have been removed), and would read zeros for what was cut off.
+fn open_data(directory: &Directory, blob: &BlobFacts, name: &str) -> Result<Option<(File, bool)>, CacheError> {
     let Opened { file, len, is_new } = directory.open_or_create(name)?;
     let expected = blob.uncompressed_bytes;
     if len > expected {
         return Err(CacheError::TooLong { path: directory.path_of(name), actual: len, expected });
     }
-    if len == expected {
-        return Ok(Some((file, !is_new)));
+    if len < expected {
+        if !is_new {
+            directory.remove(name)?;
+            return Ok(None);
+        }
+        file.set_len(expected).map_err(|error| directory.failed(name, error))?;
     }
-    if is_shared && !is_new {
-        directory.remove(name)?;
-        return Ok(None);
-    }
-    file.set_len(expected).map_err(|error| directory.failed(name, error))?;
-    Ok(Some((file, false)))
+    // The last byte is looked at with every read. On tmpfs that needs room, though nothing was written there.
+    give_room(&file, expected.saturating_sub(1), 1).map_err(|error| directory.failed(name, error))?;
+    Ok(Some((file, !is_new)))
 }

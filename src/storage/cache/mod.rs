@@ -10,8 +10,7 @@
 //! Nothing in the directory is believed beyond its owner (format, rule 23): regular files only, no symlinks, sizes and
 //! magics checked.
 //!
-//! A file that shrinks under its map is noticed by the SIGBUS guard, and by looking at the last byte after each copy
-//! (`store::ready`): the page in which a file ends reads as zeros behind the end, without any signal.
+//! A file that shrinks under its map is noticed by the SIGBUS guard and by [`crate::sys::view`].
 
 pub mod chunk_map;
 pub mod extents;
@@ -22,8 +21,19 @@ pub mod side;
 use std::io;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 pub use file::Directory;
 pub use generation::Generation;
+
+impl CacheError {
+    /// Whether it is a full disk or one that fails, rather than a file or a right that somebody has to see to.
+    pub fn is_of_the_disk(&self) -> bool {
+        let Self::File { source, .. } = self else { return false };
+        let errno = source.raw_os_error().map(Errno::from_raw_os_error);
+        matches!(errno, Some(Errno::NOSPC | Errno::DQUOT | Errno::IO))
+    }
+}
 
 /// Why the cache files of a blob cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -29,6 +29,7 @@ use std::os::fd::AsFd;
 use super::chunk_map::read_exact_at;
 use super::chunk_map::write_all_at;
 use super::file::Identity;
+use super::file::set_len_with_room;
 use crate::sys::bitmap::SharedBytes;
 use crate::sys::lock::Lock;
 use crate::sys::lock::try_lock;
@@ -115,7 +116,7 @@ impl SideFile {
         if !keep {
             // Shrinking to nothing first zeroes whatever was there.
             file.set_len(0)?;
-            file.set_len(file_bytes(subject.chunks))?;
+            set_len_with_room(&file, file_bytes(subject.chunks))?;
         }
         let bits = SharedBytes::map(file.as_fd(), file_bytes(subject.chunks))?;
         let side = Self { file, bits, chunks: subject.chunks };
@@ -140,6 +141,11 @@ impl SideFile {
     /// The file itself, for the setup lock.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// Whether the file was truncated or cannot be read; nothing is trusted then.
+    pub fn is_lost(&self) -> bool {
+        self.bits.get(0).is_err()
     }
 
     /// Whether `chunk` may be believed. A lost file trusts nothing.

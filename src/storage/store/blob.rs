@@ -41,6 +41,32 @@ pub(super) struct Blob {
     files: Option<ArcSwap<Generation>>,
     flights: Mutex<HashMap<u32, Vec<Arc<Parked>>>>,
     renewing: Mutex<()>,
+    /// What tests do in the moment before a chunk is locked.
+    #[cfg(test)]
+    pub(super) before_lock: Seam,
+}
+
+/// A place at which tests can step in, once.
+#[cfg(test)]
+#[derive(Default)]
+pub(super) struct Seam(Mutex<Option<Step>>);
+
+#[cfg(test)]
+type Step = Box<dyn FnOnce(u32) + Send>;
+
+#[cfg(test)]
+impl Seam {
+    /// At the next pass, `step` is called with the chunk.
+    pub(super) fn set(&self, step: impl FnOnce(u32) + Send + 'static) {
+        *lock(&self.0) = Some(Box::new(step));
+    }
+
+    fn pass(&self, chunk: u32) {
+        let step = lock(&self.0).take();
+        if let Some(step) = step {
+            step(chunk);
+        }
+    }
 }
 
 /// How a parked read stands to a chunk.
@@ -93,6 +119,8 @@ impl Blob {
             files: files.map(ArcSwap::from_pointee),
             flights: Mutex::default(),
             renewing: Mutex::default(),
+            #[cfg(test)]
+            before_lock: Seam::default(),
         }
     }
 
@@ -106,11 +134,11 @@ impl Blob {
     /// that can be used now. Blocks on the disk.
     pub(super) fn usable_files(&self, inner: &Inner) -> Option<Arc<Generation>> {
         let files = self.files.as_ref()?.load_full();
-        if !files.view.is_lost() {
+        if !files.is_lost() {
             return Some(files);
         }
         self.renew(inner);
-        self.files.as_ref().map(ArcSwap::load_full).filter(|files| !files.view.is_lost())
+        self.files.as_ref().map(ArcSwap::load_full).filter(|files| !files.is_lost())
     }
 
     /// Opens the cache files anew if they were removed or truncated. If another thread is about it, that is enough.
@@ -167,7 +195,7 @@ impl Blob {
     }
 
     fn claim(self: &Arc<Self>, chunk: u32, files: Option<&Arc<Generation>>) -> Claim {
-        Claim { blob: Arc::clone(self), files: files.cloned(), chunk, is_locked: false, is_open: true }
+        Claim { blob: Arc::clone(self), files: files.cloned(), chunk, is_locked: false, is_alone: false, is_open: true }
     }
 
     fn land(&self, chunk: u32, outcome: &Outcome) {
@@ -175,6 +203,7 @@ impl Blob {
         if let Outcome::Failed(error) = outcome
             && !waiters.is_empty()
             && !matches!(error, ReadError::Shutdown)
+            && !error.is_passing()
             && self.read_warning.passes()
         {
             let error = error as &dyn std::error::Error;
@@ -195,6 +224,8 @@ pub(super) struct Claim {
     /// Its index.
     pub(super) chunk: u32,
     is_locked: bool,
+    /// Whether the locks of other processes do not count any more.
+    is_alone: bool,
     is_open: bool,
 }
 
@@ -207,12 +238,16 @@ impl Claim {
     /// Ends the flight if nobody waits any more, and leaves the chunk missing; else gives the claim back.
     pub(super) fn unless_idle(mut self) -> Option<Self> {
         {
-            let mut flights = lock(&self.blob.flights);
+            let blob = Arc::clone(&self.blob);
+            let mut flights = lock(&blob.flights);
             let waiters = flights.get(&self.chunk);
             if waiters.is_some_and(|waiters| Interest::of(waiters) != Interest::Nobody) {
                 drop(flights);
                 return Some(self);
             }
+            // While nobody can claim the chunk anew: the lock is this process's, and would be given up under the next
+            // claim.
+            self.unlock();
             flights.remove(&self.chunk);
         }
         self.is_open = false;
@@ -228,9 +263,11 @@ impl Claim {
     /// us alone with it.
     pub(super) fn try_lock(&mut self) -> bool {
         let Some(files) = &self.files else { return true };
-        if self.is_locked {
+        if self.is_locked || self.is_alone {
             return true;
         }
+        #[cfg(test)]
+        self.blob.before_lock.pass(self.chunk);
         match files.locks().try_lock_chunks(self.chunk..self.chunk.saturating_add(1)) {
             Ok(true) => {
                 self.is_locked = true;
@@ -246,12 +283,21 @@ impl Claim {
         }
     }
 
-    fn end(&mut self, outcome: &Outcome) {
+    /// Fetches the chunk although another process has it: that one does not get on.
+    pub(super) fn ignore_lock(&mut self) {
+        self.is_alone = true;
+    }
+
+    fn unlock(&mut self) {
         if std::mem::take(&mut self.is_locked)
             && let Some(files) = &self.files
         {
             files.locks().unlock_chunks(self.chunk..self.chunk.saturating_add(1));
         }
+    }
+
+    fn end(&mut self, outcome: &Outcome) {
+        self.unlock();
         if std::mem::take(&mut self.is_open) {
             self.blob.land(self.chunk, outcome);
         }

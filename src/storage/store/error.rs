@@ -11,7 +11,7 @@ use crate::storage::codec::CodecError;
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The cache directory cannot be used.
-    #[error("the blob cache cannot be used")]
+    #[error("the blob cache cannot be used, check its directory")]
     Cache(#[from] CacheError),
 }
 
@@ -79,12 +79,20 @@ pub enum ReadError {
     /// The cache files changed while the read was served.
     #[error("the cache files of blob {0} were lost")]
     Lost(u32),
+    /// The chunk table of a blob was found damaged in the cache, and is loaded anew.
+    #[error("the cached chunk table of blob {0} is damaged")]
+    Outdated(u32),
     /// The work was dropped: the store is shutting down, or a job of it failed.
     #[error("the store is shutting down")]
     Shutdown,
 }
 
 impl ReadError {
+    /// Whether the same read finds other files or another table when it begins anew.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Lost(_) | Self::Outdated(_))
+    }
+
     /// The error number for a reader. Whatever the cause, a guest sees an I/O error, as from a disk.
     pub fn errno(&self) -> Errno {
         Errno::IO

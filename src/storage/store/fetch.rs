@@ -31,6 +31,7 @@ use crate::storage::backend::Ticket;
 use crate::storage::codec;
 use crate::storage::codec::CodecError;
 use crate::storage::pool::Urgency;
+use crate::storage::pool::when_idle;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
@@ -270,7 +271,8 @@ pub(super) fn stored(facts: &ChunkFacts) -> Range<u64> {
 }
 
 thread_local! {
-    /// Decoded bytes of the chunk at work; kept so that its pages are not taken from the system each time.
+    /// Decoded bytes of the chunk at work; kept, while there is work, so that its pages are not taken from the system
+    /// each time.
     static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -295,10 +297,14 @@ fn finish(inner: &Inner, wanted: Wanted, bytes: &[u8], start: u64, damaged: u32)
             if damaged < DAMAGE_RETRIES && claim.interest() != Interest::Nobody {
                 return Some((claim, facts));
             }
-            // The table may be what is wrong.
-            claim.blob.table.suspect_found();
             let (blob, chunk) = (claim.blob.facts.index, claim.chunk);
-            claim.land(&Outcome::Failed(ReadError::Damaged { blob, chunk, source }));
+            // The table may be what is wrong.
+            let error = if claim.blob.table.suspect_found() {
+                ReadError::Outdated(blob)
+            } else {
+                ReadError::Damaged { blob, chunk, source }
+            };
+            claim.land(&Outcome::Failed(error));
             None
         }
     }
@@ -311,6 +317,8 @@ fn with_plain<T>(
     stored: &[u8],
     use_plain: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, CodecError> {
+    // The stored bytes leave their mark in the allocator too.
+    when_idle(|| drop(PLAIN.take()));
     let verify = |plain: &[u8]| codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain);
     if !facts.is_compressed {
         verify(stored)?;

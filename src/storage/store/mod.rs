@@ -47,7 +47,6 @@ use super::cache::Directory;
 use super::cache::Generation;
 use super::cache::generation::Presence;
 use super::pool::Pool;
-use super::pool::Urgency;
 use super::sync::Arc;
 use super::sync::AtomicBool;
 use super::sync::Ordering;
@@ -152,7 +151,7 @@ impl Store {
     }
 
     /// Reads `pieces` in order. If all of it is ready, `done` is called at once, on this thread, and nothing is
-    /// allocated (for plans that need up to 8 runs of bytes); otherwise later, on a thread of the pool, when the last
+    /// allocated (for plans that need up to 2 runs of bytes); otherwise later, on a thread of the pool, when the last
     /// chunk arrived or the read failed. Called exactly once. Never blocks.
     #[inline]
     pub fn read<F>(&self, pieces: &[Piece], done: F)
@@ -182,6 +181,18 @@ impl Store {
         self.inner.park(pieces, Box::new(done));
     }
 
+    /// Whether the cache is said to hold all of a blob, its chunk table included: such a blob is read without a backend,
+    /// unless something proves damaged. `false` for an index that names no blob. Looks into the cache directory.
+    pub fn is_full(&self, blob: u32) -> bool {
+        let Some(blob) = self.inner.blobs.get(blob as usize) else { return false };
+        let has_table = match (&blob.facts.meta, &self.inner.directory) {
+            (Some(location), Some(directory)) => table::find(directory, &blob.facts, location).is_some(),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        has_table && blob.files().is_some_and(|files| files.is_full(&blob.facts))
+    }
+
     /// Answers all parked reads with [`ReadError::Shutdown`], gives up all fetches, and flushes the caches for at most
     /// `limits::SYNC_PATIENCE`. Reads of ready chunks go on.
     pub fn shutdown(&self) {
@@ -207,7 +218,21 @@ fn open_files(
     if blob.features & feature::ALIGNED == 0 && blob.uncompressed_bytes > MAX_UNALIGNED_BLOB_BYTES {
         return Err(CacheError::TooLarge { id: blob.id.clone(), bytes: blob.uncompressed_bytes });
     }
-    Generation::open(directory, blob, boot_id).map(Some)
+    match Generation::open(directory, blob, boot_id) {
+        Ok(files) => Ok(Some(files)),
+        // A disk that is full or fails costs speed, not the image.
+        Err(error) if error.is_of_the_disk() => {
+            tracing::warn!(blob = %blob.id, error = &error as &dyn std::error::Error, "not cached; reads are served from memory");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether the bytes of `piece` are ready in `files`, and believed to be in memory.
+#[inline]
+fn holds(files: &Generation, piece: &Piece) -> bool {
+    files.extents.get(piece.chunk).is_some_and(|extent| extent.touched && extent.holds(piece.offset, piece.len))
 }
 
 impl Inner {
@@ -215,27 +240,20 @@ impl Inner {
     #[inline]
     fn ready_now(&self, pieces: &[Piece]) -> Option<ReadyRead> {
         let mut ready = ReadyRead::new();
-        let mut rest = pieces;
-        while let Some(first) = rest.first() {
-            let blob = self.blobs.get(first.blob as usize)?;
-            let files = blob.files()?;
-            if files.view.is_lost() {
-                return None;
-            }
-            let run = rest.iter().take_while(|piece| piece.blob == first.blob).count();
-            let (pieces, after) = rest.split_at(run);
-            for piece in pieces {
-                let extent = files.extents.get(piece.chunk)?;
-                if !extent.touched || !extent.holds(piece.offset, piece.len) {
+        for piece in pieces {
+            if let Some(files) = ready.files_before(piece) {
+                if !holds(files, piece) {
                     return None;
                 }
-                if !ready.extend(piece) {
-                    // A guard for each part costs less than sharing one count with all other threads.
-                    let again = blob.files().filter(|again| Arc::ptr_eq(again, &files))?;
-                    ready.push_cached(piece, again);
-                }
+                ready.extend(piece);
+                continue;
             }
-            rest = after;
+            // A guard for each part costs less than sharing one count with all other threads.
+            let files = self.blobs.get(piece.blob as usize)?.files()?;
+            if files.view.is_lost() || !holds(&files, piece) {
+                return None;
+            }
+            ready.push_cached(piece, files);
         }
         Some(ready)
     }
@@ -265,7 +283,7 @@ impl Inner {
             Some(extent) => (extent.offset, extent.len),
             None if self.options.validate || files.presence(piece.chunk) != Presence::Trusted => return None,
             None => {
-                let facts = blob.table.loaded()?.place(&blob.facts, piece.chunk).ok()?;
+                let facts = blob.table.loaded()?.chunk(&blob.facts, piece.chunk).ok()?;
                 (facts.uncompressed_offset, facts.uncompressed_bytes)
             }
         };
@@ -286,12 +304,7 @@ impl Inner {
             return parked.fail(ReadError::Shutdown);
         }
         upkeep::watch_deadlines(self);
-        let weak = Weak::clone(&self.weak);
-        self.pool.spawn(Urgency::Demand, move || {
-            if let Some(inner) = weak.upgrade() {
-                resolve::resolve(&inner, &parked);
-            }
-        });
+        resolve::queue(self, parked);
     }
 
     /// When a read that begins now is answered with an error.

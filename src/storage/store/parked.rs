@@ -8,6 +8,8 @@ use smallvec::SmallVec;
 use super::Inner;
 use super::error::ReadError;
 use super::ready::ReadyRead;
+use super::resolve;
+use crate::limits::READ_ATTEMPTS;
 use crate::rafs::facts::Piece;
 use crate::storage::sync::Arc;
 use crate::storage::sync::AtomicU64;
@@ -48,6 +50,8 @@ struct State {
     done: Option<Done>,
     loose: Vec<Loose>,
     error: Option<ReadError>,
+    /// How often it began.
+    attempts: u32,
 }
 
 /// A parked read. It is answered when everything it expects has arrived, or at once by [`Parked::fail`].
@@ -72,7 +76,7 @@ impl Parked {
         store: Weak<Inner>,
         done: Done,
     ) -> Self {
-        let state = Mutex::new(State { done: Some(done), loose: Vec::new(), error: None });
+        let state = Mutex::new(State { done: Some(done), loose: Vec::new(), error: None, attempts: 1 });
         Self { id, pieces, deadline, store, expected: AtomicU64::new(1), state }
     }
 
@@ -88,22 +92,29 @@ impl Parked {
     }
 
     /// A chunk arrived. The last arrival answers the read, on this thread.
-    pub(super) fn arrive(&self, blob: u32, chunk: u32, outcome: &Outcome) {
+    pub(super) fn arrive(self: &Arc<Self>, blob: u32, chunk: u32, outcome: &Outcome) {
         match outcome {
             Outcome::Ready => {}
             Outcome::Memory { offset, plain } => {
                 let loose = Loose { blob, chunk, offset: *offset, plain: Arc::clone(plain) };
                 lock(&self.state).loose.push(loose);
             }
-            Outcome::Failed(error) => {
-                lock(&self.state).error.get_or_insert_with(|| error.clone());
-            }
+            Outcome::Failed(error) => self.note(error),
         }
         self.resolved();
     }
 
+    /// The read will fail with `error`, or begin anew if that helps, when all it expects has arrived.
+    pub(super) fn note(&self, error: &ReadError) {
+        let mut state = lock(&self.state);
+        // What does not pass counts.
+        if state.error.as_ref().is_none_or(ReadError::is_passing) {
+            state.error = Some(error.clone());
+        }
+    }
+
     /// One expected arrival less.
-    pub(super) fn resolved(&self) {
+    pub(super) fn resolved(self: &Arc<Self>) {
         // AcqRel: the last one sees what all others noted.
         if self.expected.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.answer();
@@ -116,20 +127,38 @@ impl Parked {
         self.complete(done, Err(error));
     }
 
-    fn answer(&self) {
-        let (done, loose, error) = {
+    fn answer(self: &Arc<Self>) {
+        let (loose, error) = {
             let mut state = lock(&self.state);
-            (state.done.take(), std::mem::take(&mut state.loose), state.error.take())
+            (std::mem::take(&mut state.loose), state.error.take())
         };
-        if done.is_none() {
-            return;
-        }
-        let result = match (error, self.store.upgrade()) {
+        let store = self.store.upgrade();
+        let result = match (error, &store) {
             (Some(error), _) => Err(error),
             (None, None) => Err(ReadError::Shutdown),
-            (None, Some(store)) => self.assemble(&store, &loose),
+            (None, Some(store)) => self.assemble(store, &loose),
         };
+        if let (Err(error), Some(store)) = (&result, &store)
+            && error.is_passing()
+            && self.begins_anew()
+        {
+            tracing::debug!(%error, "read begins anew");
+            return resolve::queue(store, Arc::clone(self));
+        }
+        let done = lock(&self.state).done.take();
         self.complete(done, result);
+    }
+
+    /// Whether it may; it then expects one arrival, that of its resolution, as in the beginning.
+    fn begins_anew(&self) -> bool {
+        let mut state = lock(&self.state);
+        let may = state.done.is_some() && state.attempts < READ_ATTEMPTS;
+        if may {
+            state.attempts = state.attempts.saturating_add(1);
+            // Relaxed: everything expected has arrived, so nobody else counts.
+            self.expected.store(1, Ordering::Relaxed);
+        }
+        may
     }
 
     fn complete(&self, done: Option<Done>, result: Result<ReadyRead, ReadError>) {
@@ -162,8 +191,11 @@ impl Parked {
             if files.view.is_lost() || !extent.holds(piece.offset, piece.len) {
                 return Err(lost());
             }
-            if !ready.extend(piece) {
-                ready.push_cached(piece, files);
+            // The files may have been opened anew since the last piece, and then another file is meant.
+            let same_files = ready.files_before(piece).is_some_and(|last| std::ptr::eq(last, &**files));
+            match same_files {
+                true => ready.extend(piece),
+                false => ready.push_cached(piece, files),
             }
         }
         Ok(ready)

@@ -17,9 +17,13 @@ enum Part {
     Memory { chunk: Arc<Vec<u8>>, start: usize, len: usize },
 }
 
+/// Parts without an allocation: what a read in one chunk, or across one border, needs. Each makes every move of a
+/// [`ReadyRead`] longer, and more of them are only needed for reads that copy much more.
+const INLINE_PARTS: usize = 2;
+
 /// Verified bytes, ready to be copied out. Keeps them alive; holds no lock.
 pub struct ReadyRead {
-    parts: SmallVec<[Part; 8]>,
+    parts: SmallVec<[Part; INLINE_PARTS]>,
     len: usize,
 }
 
@@ -34,16 +38,26 @@ impl ReadyRead {
         Self { parts: SmallVec::new(), len: 0 }
     }
 
-    /// Takes in a piece that lies in the data file directly behind the last part; `false`: it does not.
+    /// The files of the last part, if `piece` lies in them directly behind it.
     #[inline]
-    pub(super) fn extend(&mut self, piece: &Piece) -> bool {
-        let Some(Part::Cache { blob, offset, len, .. }) = self.parts.last_mut() else { return false };
-        let follows = *blob == piece.blob && offset.checked_add(*len as u64) == Some(piece.offset);
-        if follows {
+    pub(super) fn files_before(&self, piece: &Piece) -> Option<&Generation> {
+        match self.parts.last()? {
+            Part::Cache { files, blob, offset, len }
+                if *blob == piece.blob && offset.checked_add(*len as u64) == Some(piece.offset) =>
+            {
+                Some(files)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes `piece` into the last part, to which [`Self::files_before`] said that it belongs.
+    #[inline]
+    pub(super) fn extend(&mut self, piece: &Piece) {
+        if let Some(Part::Cache { len, .. }) = self.parts.last_mut() {
             *len = len.saturating_add(piece.len as usize);
             self.len = self.len.saturating_add(piece.len as usize);
         }
-        follows
     }
 
     /// Appends a piece that lies in the data file of `files`.
@@ -79,10 +93,7 @@ impl ReadyRead {
     pub fn copy_into(&self, sink: &mut dyn Sink) -> Result<(), SinkError> {
         for part in &self.parts {
             match part {
-                Part::Cache { files, offset, len, .. } => {
-                    sink.put_view(&files.view, *offset, *len)?;
-                    still_whole(files)?;
-                }
+                Part::Cache { files, offset, len, .. } => sink.put_view(&files.view, *offset, *len)?,
                 Part::Memory { chunk, start, len } => {
                     let bytes = chunk.get(*start..start.saturating_add(*len)).unwrap_or_default();
                     sink.put_bytes(bytes)?;
@@ -90,15 +101,5 @@ impl ReadyRead {
             }
         }
         Ok(())
-    }
-}
-
-/// A truncated file shows zeros, without any signal, in the page in which it now ends. So its last byte is looked at
-/// after each copy: the kernel takes pages behind the new end away before it clears the rest of that page.
-#[inline]
-fn still_whole(files: &Generation) -> Result<(), SinkError> {
-    match files.view.len().checked_sub(1) {
-        Some(last) => files.view.array_at::<1>(last).map(drop).map_err(SinkError::Source),
-        None => Ok(()),
     }
 }

@@ -22,10 +22,22 @@ use crate::storage::cache::Generation;
 use crate::storage::cache::extents::Extent;
 use crate::storage::cache::generation::Presence;
 use crate::storage::codec;
+use crate::storage::pool::Urgency;
 use crate::storage::sync::Arc;
+use crate::storage::sync::Weak;
+
+/// Has `parked` resolved by the pool.
+pub(super) fn queue(inner: &Inner, parked: Arc<Parked>) {
+    let weak = Weak::clone(&inner.weak);
+    inner.pool.spawn(Urgency::Demand, move || {
+        if let Some(inner) = weak.upgrade() {
+            resolve(&inner, &parked);
+        }
+    });
+}
 
 /// Sees to everything that `parked` needs. Called again from the beginning when a chunk table had to be loaded first.
-pub(super) fn resolve(inner: &Arc<Inner>, parked: &Arc<Parked>) {
+fn resolve(inner: &Arc<Inner>, parked: &Arc<Parked>) {
     if !parked.is_live() {
         return;
     }
@@ -41,7 +53,11 @@ pub(super) fn resolve(inner: &Arc<Inner>, parked: &Arc<Parked>) {
     for run in runs(&parked.pieces) {
         if let Err(error) = admit(inner, parked, run, &mut claims) {
             // What was claimed so far goes its way; nothing is fetched for which nobody waits.
-            parked.fail(error);
+            if error.is_passing() {
+                parked.note(&error);
+            } else {
+                parked.fail(error);
+            }
             break;
         }
     }
@@ -78,19 +94,22 @@ fn admit(inner: &Inner, parked: &Arc<Parked>, run: &[Piece], claims: &mut Vec<Wa
 }
 
 fn facts_of(blob: &Blob, table: &Arc<Table>, chunk: u32) -> Result<ChunkFacts, ReadError> {
-    table.chunk(&blob.facts, chunk).inspect_err(|error| blob.table.suspect(table, error))
+    table
+        .chunk(&blob.facts, chunk)
+        .map_err(|error| if blob.table.suspect(table, &error) { ReadError::Outdated(blob.facts.index) } else { error })
 }
 
 /// Sees to claimed chunks: those that are in the cache land, the others are fetched.
 pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
     let (mut missing, mut foreign) = (Vec::new(), Vec::new());
     for (mut claim, facts) in claims {
-        if is_cached(inner, &claim, &facts) {
+        if is_believed(inner, &claim, &facts) {
             claim.land(&Outcome::Ready);
         } else if !claim.try_lock() {
             foreign.push((claim, facts));
-        } else if was_fetched(&claim) && is_cached(inner, &claim, &facts) {
-            // By another process, between our look and our lock.
+        } else if is_cached(inner, &claim, &facts) {
+            // Fetched by another process between our look and our lock; or found, and verified under the lock: by one
+            // process only, and never while another writes it.
             claim.land(&Outcome::Ready);
         } else {
             missing.push((claim, facts));
@@ -114,10 +133,6 @@ pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
     }
 }
 
-fn was_fetched(claim: &Claim) -> bool {
-    claim.files.as_ref().is_some_and(|files| files.presence(claim.chunk) == Presence::Trusted)
-}
-
 /// Adds the missing chunks that follow, up to `amplify_bytes`: the next reads are likely to want them. Never a chunk
 /// that could not be verified, nor one that is in the works elsewhere.
 fn amplify(inner: &Arc<Inner>, span: &mut Span, chunks: &mut Vec<Wanted>) {
@@ -136,8 +151,8 @@ fn amplify(inner: &Arc<Inner>, span: &mut Span, chunks: &mut Vec<Wanted>) {
             return;
         }
         let Some(mut claim) = blob.claim_missing(next, &files) else { return };
-        if !claim.try_lock() {
-            // Another process has it. That is as well, unless a reader joined in this moment.
+        if !claim.try_lock() || files.presence(next) != Presence::Missing {
+            // Another process has it, or had it a moment ago. That is as well, unless a reader joined in this moment.
             foreign::wait(inner, claim.unless_idle().map(|wanted| (wanted, facts)).into_iter().collect());
             return;
         }
@@ -146,26 +161,38 @@ fn amplify(inner: &Arc<Inner>, span: &mut Span, chunks: &mut Vec<Wanted>) {
     }
 }
 
-/// Whether the chunk is in the cache, right as far as the settings ask, and in memory. Blocks on the disk.
+/// Whether the chunk is in the cache, needs no proof, and is in memory now. Blocks on the disk.
+fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
+    let Some(files) = &claim.files else { return false };
+    let (chunk, offset, len) = (claim.chunk, facts.uncompressed_offset, facts.uncompressed_bytes);
+    let needs_proof = inner.options.validate && facts.digest.is_some() && files.extents.get(chunk).is_none();
+    if needs_proof || files.presence(chunk) != Presence::Trusted {
+        return false;
+    }
+    match files.touch(offset, len) {
+        Ok(()) => {
+            files.note_touched(chunk, offset, len as usize);
+            true
+        }
+        Err(error) => {
+            tracing::debug!(blob = %claim.blob.id, chunk, %error, "cached chunk cannot be read");
+            false
+        }
+    }
+}
+
+/// Whether the chunk is in the cache, right as far as the settings ask, and in memory. The caller has its lock. Blocks
+/// on the disk.
 fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
+    if is_believed(inner, claim, facts) {
+        return true;
+    }
     let Some(files) = &claim.files else { return false };
     let chunk = claim.chunk;
     let (offset, len) = (facts.uncompressed_offset, facts.uncompressed_bytes);
     let presence = files.presence(chunk);
-    let is_known = files.extents.get(chunk).is_some();
     match presence {
         Presence::Missing => false,
-        Presence::Trusted if is_known || !inner.options.validate || facts.digest.is_none() => {
-            match files.touch(offset, len) {
-                Ok(()) => files.note_touched(chunk, offset, len as usize),
-                Err(error) => {
-                    tracing::debug!(blob = %claim.blob.id, chunk, %error, "cached chunk cannot be read");
-                    files.refute(chunk);
-                    return false;
-                }
-            }
-            true
-        }
         Presence::Trusted | Presence::Hint => {
             let is_right = is_right(files, &claim.blob, facts);
             match (presence, is_right) {

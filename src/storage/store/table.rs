@@ -22,14 +22,13 @@ use crate::rafs::RafsError;
 use crate::rafs::chunks::ChunkIndex;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
-use crate::rafs::facts::Digest;
 use crate::rafs::facts::MetaLocation;
+use crate::rafs::facts::Seal;
 use crate::rafs::meta::BlobMeta;
 use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::cache::CacheError;
 use crate::storage::cache::Directory;
 use crate::storage::codec;
-use crate::storage::pool::Urgency;
 use crate::storage::sync::Arc;
 use crate::storage::sync::AtomicU64;
 use crate::storage::sync::Mutex;
@@ -53,11 +52,11 @@ pub trait ChunkSource: Send + Sync {
     /// A lost or malformed bootstrap.
     fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError>;
 
-    /// The digest of a chunk, where the bootstrap holds it.
+    /// What the bootstrap says of a chunk that is described by its blob's own table.
     ///
     /// # Errors
     /// A lost or malformed bootstrap.
-    fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError>;
+    fn seal(&self, blob: u32, chunk: u32) -> Result<Option<Seal>, RafsError>;
 }
 
 /// The chunk index of an image, made when it is first needed.
@@ -89,8 +88,8 @@ impl<F: Fn() -> Result<Arc<ChunkIndex>, RafsError> + Send + Sync> ChunkSource fo
         self.index()?.chunk(blob, chunk)
     }
 
-    fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError> {
-        self.index()?.digest(blob, chunk)
+    fn seal(&self, blob: u32, chunk: u32) -> Result<Option<Seal>, RafsError> {
+        self.index()?.seal(blob, chunk)
     }
 }
 
@@ -104,29 +103,32 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Everything about `chunk`, checked against the blob table.
+    /// Everything about `chunk`, checked against the blob table and the bootstrap.
     pub(super) fn chunk(&self, blob: &BlobFacts, chunk: u32) -> Result<ChunkFacts, ReadError> {
-        let mut facts = self.place(blob, chunk)?;
-        if self.meta.is_some() {
-            let digest = self.source.digest(blob.index, chunk);
-            facts.digest = digest.map_err(|source| ReadError::Table { blob: blob.index, source })?;
-        }
-        Ok(facts)
-    }
-
-    /// As [`Table::chunk`], without the digest.
-    pub(super) fn place(&self, blob: &BlobFacts, chunk: u32) -> Result<ChunkFacts, ReadError> {
+        let fault = |source| ReadError::Table { blob: blob.index, source };
+        let bad = |reason| ReadError::BadChunk { blob: blob.index, chunk, reason };
         let facts = match &self.meta {
             Some(meta) => meta.chunk(chunk).map(Some),
             None => self.source.chunk(blob.index, chunk),
         };
-        let facts = facts.map_err(|source| ReadError::Table { blob: blob.index, source })?;
-        let facts = facts.ok_or(ReadError::NotInChunk { blob: blob.index, chunk })?;
-        match fault_of(blob, &facts) {
-            None => Ok(facts),
-            Some(reason) => Err(ReadError::BadChunk { blob: blob.index, chunk, reason }),
+        let mut facts = facts.map_err(fault)?.ok_or(ReadError::NotInChunk { blob: blob.index, chunk })?;
+        if let Some(reason) = fault_of(blob, &facts) {
+            return Err(bad(reason));
         }
+        if self.meta.is_some() {
+            let seal = self.source.seal(blob.index, chunk).map_err(fault)?;
+            if seal.is_some_and(|seal| !agrees(&facts, &seal)) {
+                return Err(bad("the table of its blob and the bootstrap disagree about its place"));
+            }
+            facts.digest = seal.map(|seal| seal.digest);
+        }
+        Ok(facts)
     }
+}
+
+/// A chunk written to another place than readers look for it would pass its digest all the same, and overwrite others.
+fn agrees(facts: &ChunkFacts, seal: &Seal) -> bool {
+    (facts.uncompressed_offset, facts.uncompressed_bytes) == (seal.uncompressed_offset, seal.uncompressed_bytes)
 }
 
 /// Rule 9 of the format, section 14, as far as one chunk goes.
@@ -183,19 +185,24 @@ impl TableCell {
     }
 
     /// `table` answered with `error`. If its map was lost, or it was found in the cache directory and may be damaged, it
-    /// is given up; the next read loads it again.
-    pub(super) fn suspect(&self, table: &Arc<Table>, error: &ReadError) {
+    /// is given up (`true`), and loaded again for the next attempt.
+    pub(super) fn suspect(&self, table: &Arc<Table>, error: &ReadError) -> bool {
         let is_lost = matches!(error, ReadError::Table { source: RafsError::View(_), .. });
-        if table.meta.is_some() && (table.is_found || is_lost) {
+        let is_suspect = table.meta.is_some() && (table.is_found || is_lost);
+        if is_suspect {
             self.give_up(table);
         }
+        is_suspect
     }
 
-    /// Chunks did not match their digests. If the table was found in the cache directory, it may be what is wrong.
-    pub(super) fn suspect_found(&self) {
-        if let Some(table) = self.loaded().filter(|table| table.is_found) {
+    /// Chunks did not match their digests. If the table was found in the cache directory, it may be what is wrong, and
+    /// is given up (`true`).
+    pub(super) fn suspect_found(&self) -> bool {
+        let found = self.loaded().filter(|table| table.is_found);
+        found.is_some_and(|table| {
             self.give_up(&table);
-        }
+            true
+        })
     }
 
     fn give_up(&self, table: &Arc<Table>) {
@@ -302,14 +309,7 @@ impl Duty {
             (std::mem::take(&mut load.waiters), error)
         };
         match (error, store) {
-            (None, Some(store)) => waiters.into_iter().for_each(|parked| {
-                let again = Arc::downgrade(&store);
-                store.pool.spawn(Urgency::Demand, move || {
-                    if let Some(store) = again.upgrade() {
-                        resolve::resolve(&store, &parked);
-                    }
-                });
-            }),
+            (None, Some(store)) => waiters.into_iter().for_each(|parked| resolve::queue(&store, parked)),
             (error, _) => {
                 let error = error.unwrap_or(ReadError::Shutdown);
                 if !matches!(error, ReadError::Shutdown) && self.blob.read_warning.passes() {
@@ -338,7 +338,7 @@ fn padded(location: &MetaLocation) -> u64 {
 }
 
 /// The table in the cache directory, if there is a good one.
-fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocation) -> Option<BlobMeta> {
+pub(super) fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocation) -> Option<BlobMeta> {
     let name = file_name(blob);
     let open = || -> Result<Option<BlobMeta>, Box<dyn std::error::Error>> {
         let Some(file) = directory.open_existing(&name)? else { return Ok(None) };

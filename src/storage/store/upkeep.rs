@@ -69,6 +69,8 @@ impl Inner {
                 if blob.cache_warning.passes() {
                     tracing::warn!(blob = %blob.id, %error, "cached data cannot be flushed to the disk");
                 }
+                drop(files);
+                blob.renew(self);
             }
         }
     }

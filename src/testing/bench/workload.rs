@@ -287,8 +287,9 @@ impl Plan {
     fn small_file(&mut self, stream: usize, lane: &Lane, done: Option<&Done>) -> Result<Request> {
         let read = |handle: Handle| Request::read(handle.node, handle.fh, 0, 4096);
         let mut body = [0; 128];
-        if let Some(done) = done {
-            lane.read_body(done, &mut body);
+        match done {
+            Some(done) => lane.read_body(done, &mut body),
+            None => self.steps[stream] = Step::Start,
         }
         let (request, step) = match self.steps[stream] {
             Step::Start => {
@@ -313,7 +314,6 @@ impl Plan {
                 if self.opens {
                     (Request::release(handle.node, handle.fh), Step::Start)
                 } else {
-                    self.steps[stream] = Step::Start;
                     return self.small_file(stream, lane, None);
                 }
             }

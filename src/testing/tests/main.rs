@@ -12,5 +12,6 @@ mod peer;
 mod random;
 mod rogue;
 mod room;
+mod shared;
 mod support;
 mod trees;

@@ -4,7 +4,6 @@
 
 use std::sync::Arc;
 use std::time::Duration;
-use std::time::Instant;
 
 use nydus_vm::testing::fault::Fault;
 use nydus_vm::testing::fault::Order as Release;
@@ -24,6 +23,7 @@ use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
+use crate::support::eventually;
 use crate::support::find;
 use crate::support::read_file;
 
@@ -125,27 +125,21 @@ impl Parked {
     }
 }
 
-#[track_caller]
-fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !happened() {
-        assert!(start.elapsed() < PATIENCE, "{what} did not come");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
 #[test]
 fn parked_reads_leave_warm_reads_and_metadata_alone_and_add_no_thread() {
     let demo = Demo::new();
     let room = Room::new(&demo);
     let guest = Guest::boot(&room.socket, &GUEST).unwrap();
-    // Threads give themselves their names, some after the guest is served already.
+    // Threads give themselves their names, some after the guest is served already; `vhost_stop` is the last to begin,
+    // and a moment later all have theirs.
+    eventually("the last thread", || room.threads().iter().any(|name| name.starts_with("vhost_stop")));
     std::thread::sleep(Duration::from_millis(200));
     let idle = room.threads();
     drop((guest, room));
     for mode in [Mode::Event, Mode::Poll] {
         let mut parked = Parked::new(&GuestOptions { mode, ..GUEST });
-        assert_eq!(parked.room.threads(), idle, "threads while reads are parked");
+        // Here as well: names come a little later than threads.
+        eventually("the threads of an idle device and no more", || parked.room.threads() == idle);
         parked.expect_service();
         assert_eq!(parked.room.threads(), idle);
         parked.release();
@@ -295,6 +289,7 @@ fn device_ends_within_a_second_with_reads_parked() {
 #[test]
 fn second_reader_of_a_parked_chunk_is_answered_by_the_same_flight() {
     let mut parked = Parked::new(&GUEST);
+    eventually("256 requests at the backend", || parked.room.faults.kept() == READS);
     let requests = parked.room.faults.requests();
     let lane = parked.guest.lane(1);
     let unique = lane.submit(&Request::read(parked.cold.node, 0, 100, 4096)).unwrap();

@@ -23,14 +23,16 @@ use nydus_vm::fuse::server::Server;
 use nydus_vm::metrics::Metrics;
 use nydus_vm::rafs::image::Image;
 use nydus_vm::rafs::image::OpenOptions;
+use nydus_vm::storage::backend::localfs;
 use nydus_vm::storage::backend::localfs::LocalFs;
-use nydus_vm::storage::backend::localfs::Place;
 use nydus_vm::storage::pool::Pool;
 use nydus_vm::storage::store::LazyChunks;
 use nydus_vm::storage::store::Store;
 use nydus_vm::storage::store::StoreOptions;
 use nydus_vm::sys::view::View;
+use nydus_vm::testing::fault::Fault;
 use nydus_vm::testing::fault::FaultBackend;
+use nydus_vm::testing::image::TestImage;
 use nydus_vm::vfs::Mounts;
 use nydus_vm::vfs::Policy;
 use nydus_vm::vfs::Vfs;
@@ -59,21 +61,46 @@ pub struct Room {
     _alone: MutexGuard<'static, ()>,
 }
 
+/// What a [`Room`] serves, and where.
+pub struct Place {
+    pub image: TestImage,
+    /// Directory of cache files.
+    pub cache: PathBuf,
+    pub socket: PathBuf,
+    /// Which boot of the machine it believes in.
+    pub boot_id: [u8; 16],
+}
+
 impl Room {
     /// Serves the image of `demo`, with a new cache.
     pub fn new(demo: &Demo) -> Self {
+        let (image, cache) = (demo.image.clone(), demo.path().join("room-cache"));
+        Self::at(Place { image, cache, socket: socket(demo.path()), boot_id: [7; 16] })
+    }
+
+    /// Serves an image.
+    pub fn at(place: Place) -> Self {
+        Self::silent_after(place, None)
+    }
+
+    /// Serves an image; the backend answers only so many requests, and then no more.
+    pub fn silent_after(place: Place, answers: Option<usize>) -> Self {
         let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let metrics = Arc::new(Metrics::new(usize::from(REQUEST_QUEUES) + 1));
         let pool = Pool::new(2).unwrap();
-        let blobs = Place::Directories(vec![demo.image.blobs.clone()]);
+        let blobs = localfs::Place::Directories(vec![place.image.blobs.clone()]);
         let faults = FaultBackend::new(Arc::new(LocalFs::new(blobs, Arc::clone(&pool))), Arc::clone(&pool));
+        if let Some(answers) = answers {
+            (0..answers).for_each(|_| faults.once(Fault::None));
+            faults.set(Fault::Hang);
+        }
 
-        let bootstrap = File::open(&demo.image.bootstrap).unwrap();
+        let bootstrap = File::open(&place.image.bootstrap).unwrap();
         let view = View::map_file(bootstrap.as_fd(), bootstrap.metadata().unwrap().len()).unwrap();
         let image = Arc::new(Image::open(view, &OpenOptions { placeholder_id: None }).unwrap());
         let options = StoreOptions {
-            work_dir: Some(demo.path().join("room-cache")),
-            boot_id: [7; 16],
+            work_dir: Some(place.cache),
+            boot_id: place.boot_id,
             amplify_bytes: 0,
             validate: false,
             // The backend that never answers is waited for without end.
@@ -88,7 +115,7 @@ impl Room {
         let policy = Policy { zero_message_open: ZeroMessageOpen::WhereSafe, mounts: Mounts::Fixed };
         let server = Arc::new(Server::new(Vfs::new(fs, policy), Arc::clone(&metrics)));
 
-        let socket = socket(demo.path());
+        let socket = place.socket;
         let _ = fs::remove_file(&socket);
         let listener = UnixListener::bind(&socket).unwrap();
         let stop = Stop::new().unwrap();

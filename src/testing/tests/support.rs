@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
+use std::time::Instant;
 
 use nydus_vm::rafs::facts::Compressor;
 use nydus_vm::rafs::facts::Digester;
@@ -15,6 +17,7 @@ use nydus_vm::testing::image::TestImage;
 use nydus_vm::testing::make;
 use nydus_vm::testing::make::noise;
 use nydus_vm::testing::process::DaemonProcess;
+use nydus_vm::testing::vmm::PATIENCE;
 use tempfile::TempDir;
 
 /// A guest with little memory, for tests that start many.
@@ -118,5 +121,15 @@ pub fn read_file(guest: &mut Guest, entry: &EntryReply, step: u32) -> Vec<u8> {
             return content;
         }
         content.extend_from_slice(&body);
+    }
+}
+
+/// Waits until something has happened.
+#[track_caller]
+pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !happened() {
+        assert!(start.elapsed() < PATIENCE, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -265,36 +265,77 @@ fn data_file_removed_alone_is_not_mixed_up_between_stores() {
     rig.read_right(&other, &rig.pieces(0..10));
 }
 
+/// A file system of a few pages, which goes with it.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    /// `None`, with a word, where it cannot be mounted.
+    fn new(rig: &Rig, size: &str, test: &str) -> Option<Self> {
+        let disk = Self(rig.dir.path().join("small"));
+        std::fs::create_dir(&disk.0).unwrap();
+        let is_mounted = disk.mount("", size);
+        if !is_mounted {
+            eprintln!("SKIPPED {test}: cannot mount a tmpfs here (it needs root)");
+        }
+        is_mounted.then_some(disk)
+    }
+
+    fn mount(&self, option: &str, size: &str) -> bool {
+        let mut command = std::process::Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", &format!("{option}size={size}"), "tmpfs"]).arg(&self.0);
+        command.stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let mut command = std::process::Command::new("umount");
+        let _ = command.arg("-l").arg(&self.0).stderr(std::process::Stdio::null()).status();
+    }
+}
+
 #[test]
 fn full_disk_serves_from_memory_and_recovers() {
     let rig = Rig::new(200);
-    let mount = rig.dir.path().join("small");
-    std::fs::create_dir(&mount).unwrap();
-    let mount_at = |size: &str, option: &str| {
-        let mut command = std::process::Command::new("mount");
-        command.args(["-t", "tmpfs", "-o", &format!("{option}size={size}"), "tmpfs"]).arg(&mount);
-        command.stderr(std::process::Stdio::null()).status().is_ok_and(|status| status.success())
-    };
-    if !mount_at("128k", "") {
-        eprintln!("SKIPPED full_disk_serves_from_memory_and_recovers: cannot mount a tmpfs here");
-        return;
-    }
-    let store = rig.open_with(|options| options.work_dir = Some(mount.clone()));
+    let Some(disk) = SmallDisk::new(&rig, "128k", "full_disk_serves_from_memory_and_recovers") else { return };
+    let store = rig.open_with(|options| options.work_dir = Some(disk.0.clone()));
     for _ in 0..2 {
         for start in (0..200).step_by(20) {
             rig.read_right(&store, &rig.pieces(start..start + 20));
         }
     }
-    let failed = rig.metrics.storage.cache_write_errors.get();
-    let remounted = mount_at("16m", "remount,");
+    assert!(rig.metrics.storage.cache_write_errors.get() > 0, "the disk was never full");
+    assert!(disk.mount("remount,", "16m"));
     rig.read_right(&store, &rig.pieces(0..200));
     let requests = rig.backend.requests();
     rig.read_right(&store, &rig.pieces(0..200));
-    let more = rig.backend.requests() - requests;
+    assert_eq!(rig.backend.requests(), requests, "everything is cached once there is room");
     drop(store);
-    let _ = std::process::Command::new("umount").arg(&mount).status();
-    assert!(failed > 0, "the disk was never full");
-    assert!(remounted && more == 0, "everything is cached once there is room");
+}
+
+#[test]
+fn disk_that_is_full_from_the_start_costs_the_cache_only() {
+    // Room for nothing, for the side file, for the map too; the last size lets the store open.
+    for pages in [1, 2, 3, 4, 5, 8] {
+        let rig = Rig::new(20);
+        let size = format!("{}k", pages * 4);
+        let Some(disk) = SmallDisk::new(&rig, &size, "disk_that_is_full_from_the_start_costs_the_cache_only") else {
+            return;
+        };
+        let store = rig.open_with(|options| options.work_dir = Some(disk.0.clone()));
+        for _ in 0..2 {
+            rig.read_right(&store, &rig.pieces(0..20));
+        }
+        drop(store);
+        // Once there is room, the next daemon finds nothing that it could not use.
+        assert!(disk.mount("remount,", "16m"));
+        let store = rig.open_with(|options| options.work_dir = Some(disk.0.clone()));
+        rig.read_right(&store, &rig.pieces(0..20));
+        let requests = rig.backend.requests();
+        rig.read_right(&store, &rig.pieces(0..20));
+        assert_eq!(rig.backend.requests(), requests, "{size}");
+        drop(store);
+    }
 }
 
 #[test]

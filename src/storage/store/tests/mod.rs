@@ -3,6 +3,7 @@
 mod cache;
 mod faults;
 mod flights;
+mod races;
 mod reference;
 
 use std::path::Path;
@@ -15,9 +16,9 @@ use crate::rafs::RafsError;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Compressor;
-use crate::rafs::facts::Digest;
 use crate::rafs::facts::Digester;
 use crate::rafs::facts::Piece;
+use crate::rafs::facts::Seal;
 use crate::storage::backend::Backend;
 use crate::storage::codec;
 use crate::storage::pool::Pool;
@@ -50,7 +51,7 @@ impl ChunkSource for Chunks {
         Ok(self.0.get(chunk as usize).copied().filter(|_| blob == 0))
     }
 
-    fn digest(&self, _: u32, _: u32) -> Result<Option<Digest>, RafsError> {
+    fn seal(&self, _: u32, _: u32) -> Result<Option<Seal>, RafsError> {
         Ok(None)
     }
 }

@@ -10,14 +10,11 @@ use crate::storage::backend::localfs::LocalFs;
 use crate::storage::backend::localfs::Place;
 use crate::storage::store::LazyChunks;
 use crate::sys::view::View;
+use crate::testing::manifest;
 
 /// Folder of the reference image `name`; `None`: there are none here.
 fn reference(name: &str) -> Option<PathBuf> {
-    let Some(root) = std::env::var_os("NYDUS_REFERENCE_DIR") else {
-        eprintln!("SKIPPED: NYDUS_REFERENCE_DIR is not set");
-        return None;
-    };
-    let folder = PathBuf::from(root).join("images").join(name);
+    let folder = manifest::reference_images()?.join(name);
     assert!(folder.is_dir(), "{} is missing", folder.display());
     Some(folder)
 }
@@ -30,6 +27,14 @@ struct Reference {
 }
 
 fn open(folder: &Path, work_dir: &Path) -> Reference {
+    open_with(folder, work_dir, |source| source)
+}
+
+fn open_with(
+    folder: &Path,
+    work_dir: &Path,
+    change: impl FnOnce(Arc<dyn ChunkSource>) -> Arc<dyn ChunkSource>,
+) -> Reference {
     let bootstrap = std::fs::File::open(folder.join("bootstrap")).unwrap();
     let view = View::map_file(bootstrap.as_fd(), bootstrap.metadata().unwrap().len()).unwrap();
     let image = Arc::new(Image::open(view, &OpenOptions { placeholder_id: None }).unwrap());
@@ -46,7 +51,7 @@ fn open(folder: &Path, work_dir: &Path) -> Reference {
         pool,
     };
     let source = Arc::clone(&image);
-    let chunks = Arc::new(LazyChunks::new(move || source.chunk_index()));
+    let chunks = change(Arc::new(LazyChunks::new(move || source.chunk_index())));
     let below = Arc::clone(&backend) as Arc<dyn Backend>;
     let store = Store::open(options, image.blobs().to_vec(), chunks, below, Arc::clone(&metrics)).unwrap();
     Reference { image, store, backend, metrics }
@@ -153,6 +158,40 @@ fn chunk_table_that_cannot_be_fetched_fails_only_the_reads_that_wait() {
     assert!(wait(&read(&opened.store, &[piece])).is_ok());
 }
 
+/// A bootstrap that has chunk 3 elsewhere than the blob's table.
+struct Elsewhere(Arc<dyn ChunkSource>);
+
+impl ChunkSource for Elsewhere {
+    fn prepare(&self) -> Result<(), RafsError> {
+        self.0.prepare()
+    }
+
+    fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError> {
+        self.0.chunk(blob, chunk)
+    }
+
+    fn seal(&self, blob: u32, chunk: u32) -> Result<Option<Seal>, RafsError> {
+        let seal = self.0.seal(blob, chunk)?;
+        let offset = if chunk == 3 { 4096 } else { 0 };
+        Ok(seal.map(|seal| Seal { uncompressed_offset: seal.uncompressed_offset + offset, ..seal }))
+    }
+}
+
+#[test]
+fn chunk_that_its_blob_places_elsewhere_than_the_bootstrap_is_refused() {
+    let Some(folder) = reference("v6-zstd-4k") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open_with(&folder, dir.path(), |source| Arc::new(Elsewhere(source)));
+    for (chunk, is_right) in [(2, true), (3, false), (4, true), (3, false)] {
+        let piece = Piece { blob: 0, chunk, offset: u64::from(chunk) * 4096, len: 1 };
+        let result = wait(&read(&opened.store, &[piece]));
+        assert_eq!(result.is_ok(), is_right, "{chunk}: {result:?}");
+        assert!(is_right || matches!(result, Err(ReadError::BadChunk { chunk: 3, .. })));
+    }
+    let data = std::fs::read(dir.path().join(format!("{ZSTD_4K}.blob.data"))).unwrap();
+    assert!(data[3 * 4096..4 * 4096].iter().all(|byte| *byte == 0), "nothing is written to a doubtful place");
+}
+
 #[test]
 fn damaged_chunk_table_in_the_cache_is_fetched_again() {
     let Some(folder) = reference("v6-zstd-4k") else { return };
@@ -168,8 +207,7 @@ fn damaged_chunk_table_in_the_cache_is_fetched_again() {
         std::fs::write(&path, bytes).unwrap();
         let opened = open(&folder, dir.path());
         let piece = Piece { blob: 0, chunk: 3, offset: 3 * 4096, len: 1 };
-        // The wrong offset shows by the digest; after that the table is not believed any more.
-        let _ = wait(&read(&opened.store, &[piece]));
+        // The wrong offset shows by the digest; after that the table is not believed any more, also by this read.
         assert!(wait(&read(&opened.store, &[piece])).is_ok(), "{name}");
         assert!(std::fs::read(&path).unwrap() == good, "{name}");
     }
