@@ -13,6 +13,7 @@ use nydus_vm::testing::driver::Notifications;
 use nydus_vm::testing::fuse_client::opcode;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
+use nydus_vm::testing::guest::SLOTS;
 use nydus_vm::testing::lane::Mode;
 use nydus_vm::testing::process;
 use nydus_vm::testing::vmm::PATIENCE;
@@ -140,6 +141,8 @@ pub fn measure(case: &Case, daemon: &Daemon, material: &Material, arguments: &Ar
     let after = (process.cpu_us(), events(&mut guest));
     // Pages of a mapped cache file that wait to be written back would count as private.
     rustix::fs::syncfs(File::open(&cache)?)?;
+    // So would guest memory that only the daemon has touched.
+    guest.memory().digest(SLOTS);
     let count = sample.latencies.len() as f64;
     let seconds = sample.elapsed.as_secs_f64();
     Ok(Figures {

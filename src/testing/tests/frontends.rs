@@ -1,9 +1,15 @@
 //! The life of a connection in the orders of real VMMs.
 
+use std::fs;
+use std::fs::File;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
 
+use nydus_vm::sys::lock::Lock;
+use nydus_vm::sys::lock::try_lock;
 use nydus_vm::testing::fuse_client::Request;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
@@ -22,7 +28,10 @@ use crate::support::CHUNK_BYTES;
 use crate::support::COLD_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL;
+use crate::support::counters;
+use crate::support::eventually;
 use crate::support::find;
+use crate::support::nydusd;
 use crate::support::read_file;
 
 const ORDERS: [Order; 5] = [Order::Qemu, Order::QemuSlots, Order::CloudHypervisor, Order::OpenVmm, Order::Alioth];
@@ -266,6 +275,53 @@ fn daemon_ends_at_sigterm_in_every_state_within_a_second() {
     let entry = find(&mut guest, "/cold");
     fill_with_reads(&mut guest, entry.node, 0);
     ends(&mut daemon, "serving");
+}
+
+/// Another process holds all chunks of the blob, and so 256 reads are parked for as long as it likes.
+#[test]
+fn daemon_with_reads_parked_ends_at_sigterm_and_completes_them_otherwise() {
+    let demo = Demo::new();
+    for is_ended in [true, false] {
+        let home = tempfile::tempdir().unwrap();
+        let mut daemon = nydusd(&demo.image, home.path(), &[]);
+        let options = GuestOptions { depth: 300, reply_bytes: 64 << 10, ..GuestOptions::LINUX };
+        let mut guest = Guest::boot(daemon.socket(), &options).unwrap();
+        let warm = find(&mut guest, "/warm");
+        assert_eq!(read_file(&mut guest, &warm, 64 << 10), Demo::warm());
+        let entry = find(&mut guest, "/cold");
+        let holder = hold_all_chunks(&home.path().join("cache"));
+        let before = counters(&daemon)["parked_reads"].as_u64().unwrap();
+        let lane = guest.lane(1);
+        let read = |n: u64| Request::read(entry.node, 0, n * CHUNK_BYTES as u64, 4096);
+        let flying: Vec<_> = (0..256).map(|n| lane.submit(&read(n)).unwrap()).collect();
+        lane.publish().unwrap();
+        eventually("256 parked reads", || counters(&daemon)["parked_reads"].as_u64().unwrap() >= before + 256);
+        assert_eq!(read_file(&mut guest, &warm, 64 << 10), Demo::warm(), "warm reads go on");
+        assert_eq!(guest.lane(1).ready().unwrap(), 0);
+        if is_ended {
+            let start = Instant::now();
+            daemon.signal(Signal::TERM).unwrap();
+            assert!(daemon.wait(PATIENCE).unwrap().success());
+            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+            continue;
+        }
+        drop(holder);
+        let cold = Demo::cold();
+        for (n, unique) in flying.into_iter().enumerate() {
+            let done = guest.lane(1).wait_for(unique, PATIENCE).unwrap();
+            assert_eq!(guest.lane(1).reply(done).body().unwrap(), cold[n * CHUNK_BYTES..][..4096]);
+        }
+    }
+}
+
+/// Takes the locks by which processes agree who fetches a chunk (`storage::cache::side`), until it is dropped.
+fn hold_all_chunks(cache: &Path) -> File {
+    let paths = fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path());
+    let side = paths.into_iter().find(|path| path.to_string_lossy().ends_with(".nydus_state")).unwrap();
+    let file = File::options().read(true).write(true).open(side).unwrap();
+    let first = 1 << 32;
+    eventually("no fetch under way", || try_lock(file.as_fd(), first..first + (1 << 24), Lock::Exclusive).unwrap());
+    file
 }
 
 #[test]

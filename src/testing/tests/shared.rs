@@ -29,13 +29,13 @@ use nydus_vm::testing::tree::Tree;
 use nydus_vm::testing::tree::WalkOptions;
 use nydus_vm::testing::tree::walk;
 use nydus_vm::testing::vmm::PATIENCE;
-use rustix::process::Signal;
 
 use crate::room::Place;
 use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
+use crate::support::counters;
 use crate::support::eventually;
 use crate::support::find;
 use crate::support::nydusd_with;
@@ -61,19 +61,6 @@ fn expect_demo(tree: &Tree, what: &str) {
         let expected = nydus_vm::testing::make::noise(&n.to_string(), 100 + n);
         assert!(*content(&format!("/dir/{n}")) == expected, "{what}: wrong bytes in {n}");
     }
-}
-
-/// The newest counters of storage that a daemon wrote to its log; asks for them first.
-fn counters(daemon: &DaemonProcess) -> serde_json::Value {
-    let seen = daemon.log().matches("counters: ").count();
-    daemon.signal(Signal::USR1).unwrap();
-    eventually("counters in the log", || {
-        let log = daemon.log();
-        log.matches("counters: ").count() > seen && log.ends_with('\n')
-    });
-    let log = daemon.log();
-    let line = log.rsplit("counters: ").next().unwrap().lines().next().unwrap();
-    serde_json::from_str::<serde_json::Value>(line).unwrap()["storage"].clone()
 }
 
 /// The only blob of an image.

@@ -18,6 +18,7 @@ use nydus_vm::testing::make;
 use nydus_vm::testing::make::noise;
 use nydus_vm::testing::process::DaemonProcess;
 use nydus_vm::testing::vmm::PATIENCE;
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 /// A guest with little memory, for tests that start many.
@@ -132,4 +133,17 @@ pub fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "{what} did not come");
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// The newest counters of storage that a daemon wrote to its log; asks for them first.
+pub fn counters(daemon: &DaemonProcess) -> serde_json::Value {
+    let seen = daemon.log().matches("counters: ").count();
+    daemon.signal(Signal::USR1).unwrap();
+    eventually("counters in the log", || {
+        let log = daemon.log();
+        log.matches("counters: ").count() > seen && log.ends_with('\n')
+    });
+    let log = daemon.log();
+    let line = log.rsplit("counters: ").next().unwrap().lines().next().unwrap();
+    serde_json::from_str::<serde_json::Value>(line).unwrap()["storage"].clone()
 }
