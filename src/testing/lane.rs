@@ -373,3 +373,85 @@ impl Lane {
         self.call(&Request::forget(node, lookups)).map(drop)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::driver::Chains;
+    use crate::testing::driver::Notifications;
+    use crate::testing::driver::QueueOptions;
+    use crate::testing::memory::USER_OFFSET;
+
+    /// A lane with one GETATTR in flight, and the address of its used ring.
+    fn waiting() -> (Lane, u64, u64) {
+        let memory = Arc::new(GuestMemory::new(&[(0, 1 << 20)]).unwrap());
+        let (chains, notifications) = (Chains::Direct, Notifications::Flags);
+        let options = QueueOptions { size: 8, chains, notifications, table_entries: 4 };
+        let queue = Queue::new(Arc::clone(&memory), 0, options).unwrap();
+        let used = queue.addresses().used - USER_OFFSET;
+        let options =
+            LaneOptions { depth: 2, request_bytes: 4096, reply_bytes: 4096, segment_bytes: 4096, mode: Mode::Poll };
+        let mut lane = Lane::new(queue, memory, 0, options, 2).unwrap();
+        let unique = lane.submit(&Request::getattr(1)).unwrap();
+        lane.publish().unwrap();
+        (lane, used, unique)
+    }
+
+    /// What a device would write: a reply header, and a used entry.
+    fn answer(lane: &Lane, used_ring: u64, used: (u32, u32), header: (u32, i32, u64)) {
+        let mut reply = header.0.to_le_bytes().to_vec();
+        reply.extend_from_slice(&header.1.to_le_bytes());
+        reply.extend_from_slice(&header.2.to_le_bytes());
+        lane.memory.write(lane.slots[0].reply, &reply);
+        let index = lane.memory.load_u16(used_ring + 2);
+        let entry = [used.0.to_le_bytes(), used.1.to_le_bytes()].concat();
+        lane.memory.write(used_ring + 4 + 8 * u64::from(index), &entry);
+        lane.memory.store_u16(used_ring + 2, index + 1);
+    }
+
+    #[test]
+    fn complete_takes_what_a_kernel_takes_and_nothing_else() {
+        // Head 0; used length; length, error and unique of the header; whether it is right.
+        let cases = [
+            (0, 120, (120, 0, 2), true),
+            (0, 16, (16, -5, 2), true),
+            (0, 0, (120, 0, 2), false),
+            (0, 119, (120, 0, 2), false),
+            (0, 4096, (4096, 0, 2), false),
+            (0, 15, (15, 0, 2), false),
+            (0, 120, (120, 0, 4), false),
+            (0, 120, (120, -5, 2), false),
+            (0, 16, (16, 5, 2), false),
+            (0, 16, (16, -512, 2), false),
+            (1, 120, (120, 0, 2), false),
+            (70000, 120, (120, 0, 2), false),
+        ];
+        for (head, used, header, is_right) in cases {
+            let (mut lane, ring, _) = waiting();
+            answer(&lane, ring, (head, used), header);
+            let seen = lane.complete();
+            assert_eq!(seen.is_ok(), is_right, "head {head} used {used} {header:?}: {seen:?}");
+        }
+    }
+
+    #[test]
+    fn complete_of_the_same_head_twice_is_a_violation() {
+        let (mut lane, ring, unique) = waiting();
+        answer(&lane, ring, (0, 120), (120, 0, unique));
+        let done = lane.complete().unwrap().unwrap();
+        assert_eq!(lane.reply(done).body.len(), 104);
+        answer(&lane, ring, (0, 120), (120, 0, unique));
+        assert!(matches!(lane.complete(), Err(HarnessError::Violation(_))));
+    }
+
+    #[test]
+    fn complete_of_a_forget_with_a_length_is_a_violation() {
+        let (mut lane, ring, unique) = waiting();
+        answer(&lane, ring, (0, 120), (120, 0, unique));
+        let done = lane.complete().unwrap().unwrap();
+        lane.release(done);
+        lane.submit(&Request::forget(1, 1)).unwrap();
+        answer(&lane, ring, (0, 16), (16, 0, 4));
+        assert!(matches!(lane.complete(), Err(HarnessError::Violation(_))));
+    }
+}
