@@ -121,7 +121,9 @@ impl Socket {
         if len > MAX_SOCKET_PATH_BYTES {
             return Err(SocketError::TooLong { path: path.to_owned(), len });
         }
-        if let Some(directory) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.exists()) {
+        if let Some(directory) =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty() && matches!(parent.try_exists(), Ok(false)))
+        {
             return Err(SocketError::NoDirectory { path: directory.to_owned() });
         }
         let lock_path = lock_path_of(path);
