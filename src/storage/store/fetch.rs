@@ -35,6 +35,7 @@ use crate::storage::pool::when_idle;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
+use crate::sys::heap::discard;
 
 /// A claimed chunk and how to get it.
 pub(super) type Wanted = (Claim, ChunkFacts);
@@ -318,7 +319,7 @@ fn with_plain<T>(
     use_plain: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, CodecError> {
     // The stored bytes leave their mark in the allocator too.
-    when_idle(|| drop(PLAIN.take()));
+    when_idle(|| discard(PLAIN.take()));
     let verify = |plain: &[u8]| codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain);
     if !facts.is_compressed {
         verify(stored)?;
