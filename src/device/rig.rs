@@ -374,10 +374,15 @@ impl Driver {
 
     /// Makes `head` available, without a kick.
     pub(super) fn offer(&mut self, head: u16) {
+        self.place(head);
+        self.show(self.avail);
+    }
+
+    /// Puts `head` into the available ring, without showing it.
+    fn place(&mut self, head: u16) {
         let slot = u64::from(self.avail % self.size);
         self.write(self.avail_ring() + 4 + 2 * slot, &head.to_le_bytes());
         self.avail = self.avail.wrapping_add(1);
-        self.show(self.avail);
     }
 
     pub(super) fn show(&self, index: u16) {
@@ -434,6 +439,13 @@ impl Driver {
 
     /// Offers a request of `opcode` with a reply area of `reply_bytes` behind its own buffer; returns its head.
     pub(super) fn submit(&mut self, opcode: u32, unique: u64, reply_bytes: u32) -> u16 {
+        let head = self.prepare(opcode, unique, reply_bytes);
+        self.show(self.avail);
+        head
+    }
+
+    /// [`Self::submit`] without showing it yet: `show(avail)` shows all at once.
+    pub(super) fn prepare(&mut self, opcode: u32, unique: u64, reply_bytes: u32) -> u16 {
         let head = self.next_descriptor;
         self.next_descriptor = (head + 2) % self.size;
         let buffer = self.buffer(head);
@@ -442,7 +454,7 @@ impl Driver {
         self.put(head, Raw { address: buffer, len: 40, flags: 1, next });
         self.put(next, Raw { address: buffer + 4096, len: reply_bytes, flags: 2, next: 0 });
         self.write(buffer + 4096, &[0xee; 64]);
-        self.offer(head);
+        self.place(head);
         head
     }
 

@@ -198,8 +198,10 @@ fn interrupts(ring: &mut Driver, batches: u64) -> u64 {
     let mut calls = 0;
     for batch in 0..batches {
         for n in 0..8 {
-            ring.submit(ECHO, batch * 8 + n, 4096);
+            ring.prepare(ECHO, batch * 8 + n, 4096);
         }
+        // All at once: a worker that still looks would take the first ones as a batch of their own.
+        ring.show(ring.avail);
         ring.kick();
         ring.wait(8);
         std::thread::sleep(Duration::from_millis(2));
