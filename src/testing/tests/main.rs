@@ -13,5 +13,6 @@ mod random;
 mod rogue;
 mod room;
 mod shared;
+mod soak;
 mod support;
 mod trees;
