@@ -148,11 +148,16 @@ impl Backend for FaultBackend {
         let fault = {
             let mut state = lock(&self.state);
             state.log.push((Arc::clone(&request.blob), request.range.clone()));
-            state.next.pop_front().unwrap_or_else(|| state.then.clone())
+            let fault = state.next.pop_front().unwrap_or_else(|| state.then.clone());
+            if matches!(fault, Fault::Hang) {
+                // Under the lock that decided it: whoever releases at this moment must not miss it.
+                state.kept.push((request, answer));
+                return Ticket::none();
+            }
+            fault
         };
         match fault {
-            Fault::None => return self.below.read(request, answer),
-            Fault::Hang => lock(&self.state).kept.push((request, answer)),
+            Fault::None | Fault::Hang => return self.below.read(request, answer),
             Fault::Delay(delay) => {
                 let below = Arc::clone(&self.below);
                 self.pool.after(delay, move || drop(below.read(request, answer)));
