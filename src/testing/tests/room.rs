@@ -1,8 +1,6 @@
 //! The daemon within the test's own process, as `daemon` wires it, over a backend that misbehaves on command.
 
 use std::fs;
-use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,29 +11,21 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nydus_vm::config::Config;
+use nydus_vm::daemon::Parts;
+use nydus_vm::daemon::Served;
+use nydus_vm::daemon::assemble;
 use nydus_vm::device;
 use nydus_vm::device::AfterDisconnect;
 use nydus_vm::device::DeviceError;
 use nydus_vm::device::Stop;
-use nydus_vm::fs::image::ImageFs;
-use nydus_vm::fs::image::Xattrs;
-use nydus_vm::fuse::server::Server;
 use nydus_vm::metrics::Metrics;
-use nydus_vm::rafs::image::Image;
-use nydus_vm::rafs::image::OpenOptions;
 use nydus_vm::storage::backend::localfs;
 use nydus_vm::storage::backend::localfs::LocalFs;
 use nydus_vm::storage::pool::Pool;
-use nydus_vm::storage::store::LazyChunks;
-use nydus_vm::storage::store::Store;
-use nydus_vm::storage::store::StoreOptions;
-use nydus_vm::sys::view::View;
 use nydus_vm::testing::fault::Fault;
 use nydus_vm::testing::fault::FaultBackend;
 use nydus_vm::testing::image::TestImage;
-use nydus_vm::vfs::Mounts;
-use nydus_vm::vfs::Policy;
-use nydus_vm::vfs::Vfs;
 use nydus_vm::vfs::ZeroMessageOpen;
 
 use crate::support::Demo;
@@ -56,8 +46,7 @@ pub struct Room {
     stop: Stop,
     ended: mpsc::Receiver<Result<(), DeviceError>>,
     thread: Option<JoinHandle<()>>,
-    pool: Arc<Pool>,
-    store: Arc<Store>,
+    _served: Served,
     _alone: MutexGuard<'static, ()>,
 }
 
@@ -95,25 +84,23 @@ impl Room {
             faults.set(Fault::Hang);
         }
 
-        let bootstrap = File::open(&place.image.bootstrap).unwrap();
-        let view = View::map_file(bootstrap.as_fd(), bootstrap.metadata().unwrap().len()).unwrap();
-        let image = Arc::new(Image::open(view, &OpenOptions { placeholder_id: None }).unwrap());
-        let options = StoreOptions {
-            work_dir: Some(place.cache),
+        let mut config = place.image.config(&place.cache);
+        config["amplify_io"] = 0.into();
+        // The backend that never answers is waited for without end.
+        config["device"]["backend"]["config"]["demand_deadline"] = 0.into();
+        let (config, warnings) = Config::parse(&config.to_string(), &place.cache).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let parts = Parts {
+            bootstrap: &place.image.bootstrap,
+            config: &config,
+            backend: faults.clone(),
+            pool,
             boot_id: place.boot_id,
-            amplify_bytes: 0,
-            validate: false,
-            // The backend that never answers is waited for without end.
-            demand_deadline: None,
-            pool: Arc::clone(&pool),
+            zero_message_open: ZeroMessageOpen::WhereSafe,
+            metrics: Arc::clone(&metrics),
         };
-        let indexed = Arc::clone(&image);
-        let chunks = Arc::new(LazyChunks::new(move || indexed.chunk_index()));
-        let store = Store::open(options, image.blobs().to_vec(), chunks, faults.clone(), Arc::clone(&metrics)).unwrap();
-        let store = Arc::new(store);
-        let fs = ImageFs::new(image, Arc::clone(&store), Xattrs::Served);
-        let policy = Policy { zero_message_open: ZeroMessageOpen::WhereSafe, mounts: Mounts::Fixed };
-        let server = Arc::new(Server::new(Vfs::new(fs, policy), Arc::clone(&metrics)));
+        let served = assemble(parts).unwrap();
+        let server = served.server();
 
         let socket = place.socket;
         let _ = fs::remove_file(&socket);
@@ -130,7 +117,7 @@ impl Room {
             }
         });
         let thread = Some(thread);
-        Self { faults, metrics, socket, stop, ended, thread, pool, store, _alone: alone }
+        Self { faults, metrics, socket, stop, ended, thread, _served: served, _alone: alone }
     }
 
     /// Ends the device; whether it was done within `patience`.
@@ -161,7 +148,5 @@ impl Drop for Room {
         if self.thread.is_some() && !std::thread::panicking() {
             assert!(self.end(Duration::from_secs(10)), "the device does not end");
         }
-        self.store.shutdown();
-        self.pool.shutdown(Duration::from_secs(1));
     }
 }
