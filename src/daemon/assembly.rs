@@ -215,7 +215,9 @@ pub(super) fn check_blobs(served: &Served, backend: &LocalFs) -> Result<(), Daem
 
 /// How long the file of a blob is at least: its chunks, and its table of chunks with the header behind it.
 fn bytes_needed(blob: &BlobFacts) -> u64 {
-    let table_end =
-        blob.meta.map_or(0, |meta| meta.offset.saturating_add(meta.compressed_bytes).saturating_add(META_HEADER_BYTES));
+    let table_end = blob
+        .meta
+        .as_ref()
+        .map_or(0, |meta| meta.offset.saturating_add(meta.compressed_bytes).saturating_add(META_HEADER_BYTES));
     blob.data_bytes.max(table_end)
 }

@@ -17,6 +17,7 @@ use zerocopy::little_endian::U64;
 use super::RafsError;
 use super::facts::BlobFacts;
 use super::facts::ChunkFacts;
+use super::facts::Coding;
 use super::facts::Digest;
 use super::facts::Seal;
 use super::malformed;
@@ -68,7 +69,7 @@ impl Record {
             compressed_bytes: self.compressed_bytes.get(),
             uncompressed_offset: self.uncompressed_offset.get(),
             uncompressed_bytes: self.uncompressed_bytes.get(),
-            is_compressed: flags & COMPRESSED != 0,
+            coding: if flags & COMPRESSED == 0 { Coding::Plain } else { Coding::Compressed },
             digest: Some(self.digest),
             crc32c: (flags & HAS_CRC32C != 0).then(|| self.crc32c.get()),
         };
@@ -99,7 +100,7 @@ pub(super) fn check_ranges(chunk: &ChunkFacts, at: u64, blob: &BlobFacts) -> Res
         let reason = format!("{} bytes, chunk size {}", chunk.uncompressed_bytes, blob.chunk_bytes);
         return Err(malformed("chunk uncompressed size", at, reason));
     }
-    let is_stored_right = if chunk.is_compressed {
+    let is_stored_right = if chunk.coding != Coding::Plain {
         (1..=limits::MAX_CHUNK_BYTES).contains(&chunk.compressed_bytes)
     } else {
         chunk.compressed_bytes == chunk.uncompressed_bytes

@@ -25,10 +25,39 @@ pub enum Digester {
 /// A digest of 32 bytes.
 pub type Digest = [u8; 32];
 
+/// Which file holds the chunk information array of a v6 blob.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetaHolder {
+    /// The blob itself.
+    Blob,
+    /// A file of its own, with this id: the data is an unchanged OCI layer.
+    Other(String),
+    /// The file that the bootstrap was taken from.
+    Bootstrap,
+}
+
+/// How all chunks of a blob, its chunk information array and that array's header are encrypted: AES-128-XTS, one data
+/// unit each, all with the same tweak (format, section 8).
+#[derive(Clone, PartialEq, Eq)]
+pub struct Cipher {
+    /// Two AES-128 keys.
+    pub key: [u8; 32],
+    /// The tweak.
+    pub iv: [u8; 16],
+}
+
+impl std::fmt::Debug for Cipher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cipher(..)")
+    }
+}
+
 /// Where a v6 blob keeps its chunk information array (format, section 6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MetaLocation {
-    /// Offset in the blob file.
+    /// Which file it is in.
+    pub holder: MetaHolder,
+    /// Offset in that file.
     pub offset: u64,
     /// Stored bytes of the array; the 4096-byte header follows directly.
     pub compressed_bytes: u64,
@@ -63,6 +92,8 @@ pub struct BlobFacts {
     pub compressor: Compressor,
     /// How chunks are digested.
     pub digester: Digester,
+    /// How its pieces are encrypted, if they are; v6 only.
+    pub cipher: Option<Cipher>,
     /// The chunk information array; v6 only.
     pub meta: Option<MetaLocation>,
     /// Bytes at the start of the blob worth fetching first (v5 `--prefetch-policy blob`); 0 = none.
@@ -87,10 +118,33 @@ pub mod feature {
     pub const CAP_TAR_TOC: u32 = 0x4000_0000;
 }
 
+/// How stored bytes become the plain bytes of a chunk. In encrypted blobs this is after decryption.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Coding {
+    /// They are the chunk.
+    Plain,
+    /// They are the chunk, compressed with the blob's compressor.
+    Compressed,
+    /// They are several small chunks, compressed as one piece unless their length is `plain_bytes` already (format, section 6.5).
+    Batch {
+        /// Bytes of the whole batch when decoded.
+        plain_bytes: u32,
+        /// Where the chunk begins in them.
+        offset: u32,
+    },
+    /// They are a stretch of a gzip file, decoded with a context of the blob's table (format, section 7).
+    Zran {
+        /// Number of the context.
+        context: u32,
+        /// Where the chunk begins in what the context decodes to.
+        offset: u32,
+    },
+}
+
 /// Everything needed to fetch, decode and verify one chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkFacts {
-    /// Offset of the stored bytes in the blob file.
+    /// Offset of the stored bytes in the blob file: those of the whole batch or context, where [`Coding`] names one.
     pub compressed_offset: u64,
     /// Stored bytes.
     pub compressed_bytes: u32,
@@ -98,12 +152,25 @@ pub struct ChunkFacts {
     pub uncompressed_offset: u64,
     /// Bytes when decoded.
     pub uncompressed_bytes: u32,
-    /// Whether the stored bytes are compressed with the blob's compressor.
-    pub is_compressed: bool,
+    /// How the stored bytes are decoded.
+    pub coding: Coding,
     /// Digest of the decoded bytes, where the image carries one.
     pub digest: Option<Digest>,
     /// CRC-32C of the decoded bytes, where the image carries one.
     pub crc32c: Option<u32>,
+}
+
+/// Where decoding of a gzip file can begin, and how: a context of a ZRan blob (format, section 7).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ZranContext {
+    /// Bytes of the gzip file that it decodes.
+    pub stored: std::ops::Range<u64>,
+    /// Bytes that they decode to.
+    pub plain_bytes: u32,
+    /// The last byte before them, and how many of its upper bits, 0 to 7, belong to the stream.
+    pub prime: (u8, u8),
+    /// What was decoded before, as far as it is referred to; at most 32 KiB.
+    pub dictionary: Vec<u8>,
 }
 
 /// What the bootstrap says of the content of a chunk and of its place in the uncompressed blob. The table that a v6 blob

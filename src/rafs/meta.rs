@@ -20,6 +20,7 @@ use super::blob;
 use super::chunks::check_ranges;
 use super::facts::BlobFacts;
 use super::facts::ChunkFacts;
+use super::facts::Coding;
 use super::facts::MetaLocation;
 use super::facts::feature;
 use super::malformed;
@@ -215,7 +216,7 @@ fn decode_v1(plain: u64, stored: u64) -> ChunkFacts {
         compressed_bytes,
         uncompressed_offset: plain & 0xfff_ffff_f000,
         uncompressed_bytes,
-        is_compressed: compressed_bytes != uncompressed_bytes,
+        coding: if compressed_bytes == uncompressed_bytes { Coding::Plain } else { Coding::Compressed },
         digest: None,
         crc32c: None,
     }
@@ -235,7 +236,7 @@ fn decode_v2(plain: u64, stored: u64, data: u64, at: u64) -> Result<ChunkFacts, 
         compressed_bytes: field::<40, 24>(stored),
         uncompressed_offset: u64::from(field::<0, 32>(plain)) << 12,
         uncompressed_bytes: field::<32, 24>(plain).saturating_add(1),
-        is_compressed: flags & V2_COMPRESSED != 0,
+        coding: if flags & V2_COMPRESSED == 0 { Coding::Plain } else { Coding::Compressed },
         digest: None,
         crc32c: (flags & V2_HAS_CRC32C != 0).then_some(field::<0, 32>(data)),
     })
@@ -268,17 +269,19 @@ mod tests {
             compressor: Compressor::Zstd,
             digester: Digester::Blake3,
             meta: Some(MetaLocation {
+                holder: crate::rafs::facts::MetaHolder::Blob,
                 offset: 1 << 29,
                 compressed_bytes: 20,
                 uncompressed_bytes: array.len() as u64,
                 compressor: Compressor::Zstd,
             }),
+            cipher: None,
             prefetch_bytes: 0,
         }
     }
 
     fn file_of(array: &[u8], blob: &BlobFacts) -> Vec<u8> {
-        let meta = blob.meta.unwrap();
+        let meta = blob.meta.as_ref().unwrap();
         let mut header = Header::new_zeroed();
         header.magic = HEADER_MAGIC.into();
         header.features = blob.features.into();
@@ -305,8 +308,13 @@ mod tests {
         for (text, expected) in rows {
             let [plain, stored] = words(text);
             let c = decode_v1(plain, stored);
-            let found =
-                (c.uncompressed_offset, c.uncompressed_bytes, c.compressed_offset, c.compressed_bytes, c.is_compressed);
+            let found = (
+                c.uncompressed_offset,
+                c.uncompressed_bytes,
+                c.compressed_offset,
+                c.compressed_bytes,
+                c.coding != Coding::Plain,
+            );
             assert_eq!(found, expected, "{text}");
         }
         let [plain, stored, data] = words("0200000027230010 c700000000282300 0c173c4d00000000");
@@ -315,7 +323,7 @@ mod tests {
             compressed_bytes: 9000,
             uncompressed_offset: 8192,
             uncompressed_bytes: 9000,
-            is_compressed: false,
+            coding: Coding::Plain,
             digest: None,
             crc32c: Some(0x4d3c_170c),
         };

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use super::manifest::Entry;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
+use crate::rafs::facts::Coding;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digester;
 use crate::rafs::image::Image;
@@ -153,7 +154,8 @@ impl Readback {
     fn chunk(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
         let (file, meta) = &self.blobs[blob];
         let facts = meta.chunk(chunk)?;
-        let compressor = if facts.is_compressed { self.image.blobs()[blob].compressor } else { Compressor::None };
+        let compressor =
+            if facts.coding != Coding::Plain { self.image.blobs()[blob].compressor } else { Compressor::None };
         let (offset, len) = (facts.compressed_offset, facts.compressed_bytes.into());
         let plain = read_decoded(file, offset, len, compressor, facts.uncompressed_bytes as usize)?;
         let digest = self.image.chunk_index()?.digest(blob as u32, chunk)?.context("no digest")?;
@@ -170,7 +172,7 @@ fn open_blob(facts: &BlobFacts, directory: &Path) -> Result<(File, BlobMeta)> {
     let path = directory.join(&facts.id);
     let file = File::open(&path).with_context(|| format!("{path:?}"))?;
     ensure!(file.metadata()?.len() == facts.compressed_bytes, "{path:?}: length is not that of the blob table");
-    let location = facts.meta.context("a v6 blob has metadata")?;
+    let location = facts.meta.as_ref().context("a v6 blob has metadata")?;
     let (offset, len) = (location.offset, location.compressed_bytes);
     let mut content = read_decoded(&file, offset, len, location.compressor, location.uncompressed_bytes as usize)?;
     content.resize(content.len().next_multiple_of(4096), 0);

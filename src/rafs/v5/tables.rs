@@ -102,6 +102,7 @@ fn read_extended(
         data_bytes: limits::MAX_BLOB_FILE_BYTES,
         compressor: tables.flags.compressor,
         digester: tables.flags.digester,
+        cipher: None,
         meta: None,
         prefetch_bytes,
     };

@@ -251,6 +251,7 @@ mod tests {
             data_bytes: 61_175,
             compressor: Compressor::Zstd,
             digester: Digester::Blake3,
+            cipher: None,
             meta: None,
             prefetch_bytes: 0,
         };

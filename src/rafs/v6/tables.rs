@@ -15,6 +15,7 @@ use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::blob;
 use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::feature;
 use crate::rafs::image::OpenOptions;
@@ -123,6 +124,7 @@ fn read_blob(
         return Err(malformed("blob features", at, "the uncompressed blob is not aligned to 4096"));
     }
     let meta = MetaLocation {
+        holder: MetaHolder::Blob,
         offset: raw.meta_offset.get(),
         compressed_bytes: raw.meta_compressed_bytes.get(),
         uncompressed_bytes: raw.meta_uncompressed_bytes.get(),
@@ -141,6 +143,7 @@ fn read_blob(
         data_bytes: data_bytes(raw, features, at)?,
         compressor: blob::compressor(raw.compressor.get(), "blob compression", at)?,
         digester: blob::digester(raw.digester.get(), "blob digest algorithm", at)?,
+        cipher: None,
         meta: Some(meta),
         prefetch_bytes: 0,
     })

@@ -22,6 +22,7 @@ use super::table::Duty;
 use crate::limits::DAMAGE_RETRIES;
 use crate::limits::RETRY_PAUSE;
 use crate::rafs::facts::ChunkFacts;
+use crate::rafs::facts::Coding;
 use crate::rafs::facts::MetaLocation;
 use crate::storage::backend::Answer;
 use crate::storage::backend::BackendError;
@@ -321,7 +322,7 @@ fn with_plain<T>(
     // The stored bytes leave their mark in the allocator too.
     when_idle(|| discard(PLAIN.take()));
     let verify = |plain: &[u8]| codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain);
-    if !facts.is_compressed {
+    if facts.coding == Coding::Plain {
         verify(stored)?;
         return Ok(use_plain(stored));
     }

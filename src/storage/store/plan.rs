@@ -55,7 +55,7 @@ mod tests {
             compressed_bytes: bytes,
             uncompressed_offset: 0,
             uncompressed_bytes: bytes,
-            is_compressed: false,
+            coding: crate::rafs::facts::Coding::Plain,
             digest: None,
             crc32c: None,
         }

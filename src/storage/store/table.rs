@@ -22,6 +22,7 @@ use crate::rafs::RafsError;
 use crate::rafs::chunks::ChunkIndex;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
+use crate::rafs::facts::Coding;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::Seal;
 use crate::rafs::meta::BlobMeta;
@@ -140,7 +141,7 @@ fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
     if chunk.compressed_bytes == 0 || chunk.compressed_bytes > MAX_CHUNK_BYTES {
         return Some("its stored size is not between 1 byte and 16 MiB");
     }
-    if !chunk.is_compressed && chunk.compressed_bytes != chunk.uncompressed_bytes {
+    if chunk.coding == Coding::Plain && chunk.compressed_bytes != chunk.uncompressed_bytes {
         return Some("it is stored plain, but in another size");
     }
     if !ends_within(chunk.compressed_offset, chunk.compressed_bytes, blob.data_bytes) {
@@ -241,7 +242,7 @@ fn begin(inner: &Arc<Inner>, duty: Duty, search: Search) {
     if let Err(source) = inner.chunks.prepare() {
         return duty.end(Err(ReadError::Table { blob: index, source }));
     }
-    let Some(location) = blob.facts.meta else {
+    let Some(location) = blob.facts.meta.clone() else {
         return duty.end(Ok((None, false)));
     };
     let too_large = location.uncompressed_bytes > MAX_META_BYTES || location.compressed_bytes > MAX_META_BYTES;

@@ -179,7 +179,7 @@ fn malformed_chunk_facts_fail_only_their_reads() {
         ("nothing stored", |chunk| chunk.compressed_bytes = 0),
         ("beyond the blob", |chunk| chunk.compressed_offset = u64::MAX - 3),
         ("beyond the cache", |chunk| chunk.uncompressed_offset = u64::MAX - 3),
-        ("plain in another size", |chunk| chunk.is_compressed = false),
+        ("plain in another size", |chunk| chunk.coding = Coding::Plain),
     ];
     for (name, change) in changes {
         let mut rig = Rig::new(10);

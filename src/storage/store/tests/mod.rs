@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::rafs::RafsError;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
+use crate::rafs::facts::Coding;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digester;
 use crate::rafs::facts::Piece;
@@ -87,7 +88,7 @@ impl Rig {
                 compressed_bytes: packed.len() as u32,
                 uncompressed_offset: plain.len() as u64,
                 uncompressed_bytes: chunk_bytes,
-                is_compressed,
+                coding: if is_compressed { Coding::Compressed } else { Coding::Plain },
                 digest: Some(codec::digest(Digester::Blake3, &bytes)),
                 crc32c: None,
             });
@@ -107,6 +108,7 @@ impl Rig {
             compressor: Compressor::Lz4Block,
             digester: Digester::Blake3,
             meta: None,
+            cipher: None,
             prefetch_bytes: 0,
         };
         let pool = Pool::new(2).unwrap();
