@@ -206,7 +206,6 @@ fn v5_superblock_and_tables_that_break_a_rule_are_refused() {
         ("blob id", blob_table + 8, b"a/"),
         ("blob id", blob_table + 8, b".."),
         ("blob chunk count", extended + 3, &[1]),
-        ("blob features", extended + 4, &[0x80]),
         ("blob uncompressed size", extended + 15, &[1]),
         ("blob compressed size", extended + 23, &[1]),
     ];

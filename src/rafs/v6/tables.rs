@@ -15,6 +15,7 @@ use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::blob;
 use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::Cipher;
 use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::feature;
@@ -39,8 +40,8 @@ struct RawDevice {
     blocks: U32,
 }
 
-/// A blob table entry as stored, without the fields of encrypted and separate blobs.
-#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+/// A blob table entry as stored, without its reserved end. It may hold a key: so no `Debug`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
 struct RawBlob {
     id: [u8; 64],
@@ -57,6 +58,13 @@ struct RawBlob {
     meta_offset: U64,
     meta_compressed_bytes: U64,
     meta_uncompressed_bytes: U64,
+    toc_digest: [u8; 32],
+    /// The digest of the file that holds the array, or the key of an encrypted blob.
+    holder_or_key: [u8; 32],
+    /// That file's size, or the first half of the tweak.
+    holder_bytes_or_iv: [u8; 8],
+    iv_end: [u8; 8],
+    cipher: U32,
 }
 
 /// Reads the blobs, and compares the two tables.
@@ -110,8 +118,9 @@ fn read_blob(
         let reason = format!("{}, superblock says {}", raw.chunk_bytes, extended.chunk_bytes);
         return Err(malformed("blob chunk size", at, reason));
     }
+    let chunk_count = chunk_count(raw, features);
     let rows: [(&'static str, u64, u64); 3] = [
-        ("blob chunk count", raw.chunk_count.get().into(), limits::MAX_CHUNKS_PER_BLOB.into()),
+        ("blob chunk count", chunk_count.into(), limits::MAX_CHUNKS_PER_BLOB.into()),
         ("blob compressed size", raw.compressed_bytes.get(), limits::MAX_BLOB_FILE_BYTES),
         ("blob uncompressed size", raw.uncompressed_bytes.get(), limits::MAX_BLOB_BYTES),
     ];
@@ -124,18 +133,19 @@ fn read_blob(
         return Err(malformed("blob features", at, "the uncompressed blob is not aligned to 4096"));
     }
     let meta = MetaLocation {
-        holder: MetaHolder::Blob,
+        holder: holder(raw, features, at)?,
         offset: raw.meta_offset.get(),
         compressed_bytes: raw.meta_compressed_bytes.get(),
         uncompressed_bytes: raw.meta_uncompressed_bytes.get(),
         compressor: blob::compressor(raw.meta_compressor.get(), "CI compression", at)?,
     };
-    check_meta(&meta, features, raw.chunk_count.get(), at)?;
+    check_meta(&meta, features, chunk_count, at)?;
     Ok(BlobFacts {
         index,
+        cipher: cipher(raw, features, &id, at)?,
         id,
         features,
-        chunk_count: raw.chunk_count.get(),
+        chunk_count,
         chunk_count_known: true,
         chunk_bytes: raw.chunk_bytes.get(),
         uncompressed_bytes: raw.uncompressed_bytes.get(),
@@ -143,7 +153,6 @@ fn read_blob(
         data_bytes: data_bytes(raw, features, at)?,
         compressor: blob::compressor(raw.compressor.get(), "blob compression", at)?,
         digester: blob::digester(raw.digester.get(), "blob digest algorithm", at)?,
-        cipher: None,
         meta: Some(meta),
         prefetch_bytes: 0,
     })
@@ -152,14 +161,7 @@ fn read_blob(
 /// What upstream requires of the chunk information array (end of section 4.5). Its place is below 2^40, so the range
 /// that is fetched is bounded before anything is fetched.
 fn check_meta(meta: &MetaLocation, features: u32, chunks: u32, at: u64) -> Result<(), RafsError> {
-    let expected = meta::array_bytes(features, chunks);
-    if meta.uncompressed_bytes != expected {
-        return Err(malformed(
-            "CI uncompressed size",
-            at,
-            format!("{} instead of {expected}", meta.uncompressed_bytes),
-        ));
-    }
+    meta::check_array_bytes(meta.uncompressed_bytes, features, chunks, at)?;
     if meta.compressed_bytes > meta.uncompressed_bytes {
         let reason = format!("{} for {} bytes", meta.compressed_bytes, meta.uncompressed_bytes);
         return Err(malformed("CI compressed size", at, reason));
@@ -170,9 +172,54 @@ fn check_meta(meta: &MetaLocation, features: u32, chunks: u32, at: u64) -> Resul
     Ok(())
 }
 
+/// Chunks of the blob, those that the bootstrap does not refer to too. Blobs of a generated chunk dictionary may state
+/// only those that the dictionary uses (section 1.4): their array tells.
+fn chunk_count(raw: &RawBlob, features: u32) -> u32 {
+    let has_contexts = features & (feature::ZRAN | feature::BATCH) != 0;
+    if features & feature::IS_CHUNKDICT_GENERATED == 0 || has_contexts {
+        return raw.chunk_count.get();
+    }
+    let entries = raw.meta_uncompressed_bytes.get().checked_div(meta::entry_bytes(features));
+    entries.and_then(|entries| u32::try_from(entries).ok()).unwrap_or(u32::MAX)
+}
+
+/// Which file holds the chunk information array.
+fn holder(raw: &RawBlob, features: u32, at: u64) -> Result<MetaHolder, RafsError> {
+    if features & feature::SEPARATE == 0 {
+        return Ok(MetaHolder::Blob);
+    }
+    if raw.holder_or_key != [0; 32] {
+        return Ok(MetaHolder::Other(hex::encode(raw.holder_or_key)));
+    }
+    if features & feature::INLINED_FS_META != 0 {
+        return Ok(MetaHolder::Bootstrap);
+    }
+    Err(malformed("RAFS blob digest", at, "is missing: nothing tells which file holds the chunk table"))
+}
+
+/// Key and tweak of an encrypted blob. Errors tell nothing of them.
+fn cipher(raw: &RawBlob, features: u32, id: &str, at: u64) -> Result<Option<Cipher>, RafsError> {
+    let is_encrypted = features & feature::ENCRYPTED != 0;
+    match (raw.cipher.get(), is_encrypted) {
+        (0, false) => return Ok(None),
+        (1, true) => {}
+        (0 | 1, _) => {
+            let reason = format!("{} in blob {id} with features {features:#x}", raw.cipher);
+            return Err(malformed("blob cipher", at, reason));
+        }
+        (other, _) => return Err(malformed("blob cipher", at, format!("unknown cipher {other}"))),
+    }
+    let (first, second) = raw.holder_or_key.split_at(16);
+    if first == second {
+        return Err(malformed("blob cipher key", at, format!("both halves of blob {id}'s are equal")));
+    }
+    let iv = zerocopy::transmute!([raw.holder_bytes_or_iv, raw.iv_end]);
+    Ok(Some(Cipher { key: raw.holder_or_key, iv }))
+}
+
 /// End of the chunk data in the blob file (section 4.5).
 fn data_bytes(raw: &RawBlob, features: u32, at: u64) -> Result<u64, RafsError> {
-    if features & feature::CAP_TAR_TOC == 0 {
+    if features & feature::CAP_TAR_TOC == 0 || features & feature::SEPARATE != 0 {
         return Ok(raw.compressed_bytes.get());
     }
     let tail = if features & feature::HAS_TAR_HEADER != 0 { TAR_HEADER_BYTES } else { 0 };
