@@ -37,15 +37,14 @@ pub(super) struct Flags {
     pub(super) digester: Digester,
     pub(super) has_owner_ids: bool,
     pub(super) has_xattrs: bool,
+    /// Blocks of 512 bytes, blobs that are tars; v6 only.
+    pub(super) is_tarfs: bool,
 }
 
 impl Flags {
     pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
         if raw & !KNOWN_FLAGS != 0 {
             return Err(malformed("superblock flags", at, format!("unknown bits {:#x}", raw & !KNOWN_FLAGS)));
-        }
-        if raw & TARFS_MODE != 0 {
-            return Err(RafsError::Unsupported("tarfs mode"));
         }
         let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
         let compressor = match compression {
@@ -61,7 +60,13 @@ impl Flags {
             HASH_SHA256 => Digester::Sha256,
             _ => return Err(malformed("superblock flags", at, "several digest algorithms")),
         };
-        Ok(Self { compressor, digester, has_owner_ids: raw & EXPLICIT_UID_GID != 0, has_xattrs: raw & HAS_XATTR != 0 })
+        Ok(Self {
+            compressor,
+            digester,
+            has_owner_ids: raw & EXPLICIT_UID_GID != 0,
+            has_xattrs: raw & HAS_XATTR != 0,
+            is_tarfs: raw & TARFS_MODE != 0,
+        })
     }
 }
 
@@ -102,9 +107,6 @@ pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
         if raw & bits == bits {
             return Err(malformed("blob features", at, format!("{raw:#x}: {reason} exclude each other")));
         }
-    }
-    if raw & feature::TARFS != 0 {
-        return Err(RafsError::Unsupported("tarfs mode"));
     }
     Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
 }
@@ -203,7 +205,7 @@ mod tests {
         assert_eq!((old.compressor, old.digester), (Compressor::Lz4Block, Digester::Blake3));
         let reserved = Flags::parse(0x8500_0000 | COMPRESSION_ZSTD | HASH_SHA256 | EXPLICIT_UID_GID, 0).unwrap();
         assert!(reserved.has_owner_ids && !reserved.has_xattrs);
-        assert!(matches!(Flags::parse(TARFS_MODE, 0), Err(RafsError::Unsupported(name)) if name.contains("tarfs")));
+        assert!(Flags::parse(TARFS_MODE, 0).unwrap().is_tarfs && !reserved.is_tarfs);
     }
 
     #[test]

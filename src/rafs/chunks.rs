@@ -20,6 +20,7 @@ use super::facts::ChunkFacts;
 use super::facts::Coding;
 use super::facts::Digest;
 use super::facts::Seal;
+use super::grid;
 use super::malformed;
 use crate::limits;
 use crate::sys::view::View;
@@ -165,12 +166,14 @@ pub(super) enum Source {
     V5,
     /// The number counts records from this offset; they seal chunks that the blobs' own tables describe.
     V6 { table: u64 },
+    /// There are none: chunks are the parts of a grid.
+    Grid,
 }
 
 impl Source {
     fn offset(self, number: u32) -> u64 {
         match self {
-            Self::V5 => u64::from(number).wrapping_mul(8),
+            Self::V5 | Self::Grid => u64::from(number).wrapping_mul(8),
             // A u32 times 80 is far below 2^64, and the table's offset lies in the file.
             Self::V6 { table } => table.saturating_add(u64::from(number).wrapping_mul(RECORD_BYTES)),
         }
@@ -209,6 +212,7 @@ impl Builder {
         match self.source {
             Source::V5 => record.facts(at, &self.blobs).map(drop)?,
             Source::V6 { .. } => record.seal(at, &self.blobs).map(drop)?,
+            Source::Grid => {}
         }
         self.found.push((record.key(), number));
         Ok(())
@@ -260,14 +264,20 @@ impl Builder {
 }
 
 impl ChunkIndex {
-    /// The complete facts of a chunk, where the bootstrap holds them (v5). `None` for v6, whose blobs carry their own
-    /// table ([`super::meta::BlobMeta`]), and for a chunk that the image does not refer to.
+    /// The complete facts of a chunk, where the bootstrap holds them (v5) or the blob is a tar (tarfs). `None` for other
+    /// blobs of v6, which carry their own table ([`super::meta::BlobMeta`]), and for a chunk that the image does not refer
+    /// to.
     ///
     /// # Errors
     /// A lost or malformed bootstrap.
     pub fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError> {
-        if matches!(self.source, Source::V6 { .. }) {
-            return Ok(None);
+        match self.source {
+            Source::V5 => {}
+            Source::V6 { .. } => return Ok(None),
+            Source::Grid => {
+                let blob = usize::try_from(blob).ok().and_then(|blob| self.blobs.get(blob));
+                return Ok(blob.and_then(|blob| grid::facts(blob, chunk)));
+            }
         }
         match self.find(blob, chunk)? {
             Some((at, record)) => record.facts(at, &self.blobs).map(Some),
@@ -294,7 +304,7 @@ impl ChunkIndex {
         }
     }
 
-    /// Distinct chunks that the image refers to.
+    /// Distinct chunks that the image refers to; of a grid, none is counted.
     pub fn len(&self) -> usize {
         self.records.len()
     }

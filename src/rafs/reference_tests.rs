@@ -30,7 +30,7 @@ use crate::testing::manifest;
 use crate::testing::manifest::Entry;
 
 /// Folders of image modes that the reader knows, beside those that every part of the daemon serves.
-const MODES: [&str; 4] = ["v6-batch", "v6-encrypted", "v6-zran", "v6-zran-inline-toc"];
+const MODES: [&str; 5] = ["v6-batch", "v6-encrypted", "v6-tarfs", "v6-zran", "v6-zran-inline-toc"];
 
 /// Every folder whose facts are compared.
 fn folders() -> impl Iterator<Item = &'static str> {
@@ -187,9 +187,16 @@ fn compare_plan(image: &Image, facts: &InodeFacts, name: &str) {
     let index = image.chunk_index().unwrap();
     for piece in &whole {
         let digest = index.digest(piece.blob, piece.chunk).unwrap();
-        assert!(digest.is_some(), "{name}: no digest of blob {} chunk {}", piece.blob, piece.chunk);
+        let is_tar = image.blobs()[piece.blob as usize].features & feature::TARFS != 0;
+        assert_eq!(digest.is_some(), !is_tar, "{name}: digest of blob {} chunk {}", piece.blob, piece.chunk);
         let chunk = index.chunk(piece.blob, piece.chunk).unwrap();
-        assert_eq!(chunk.is_some(), image.version() == Version::V5);
+        assert_eq!(chunk.is_some(), is_tar || image.version() == Version::V5);
+        if let (Some(chunk), true) = (chunk, is_tar) {
+            let end = chunk.uncompressed_offset + u64::from(chunk.uncompressed_bytes);
+            assert!(chunk.uncompressed_offset <= piece.offset && piece.offset + u64::from(piece.len) <= end, "{name}");
+            assert_eq!(index.seal(piece.blob, piece.chunk).unwrap(), None, "{name}");
+            continue;
+        }
         if let Some(chunk) = chunk {
             assert_eq!((chunk.uncompressed_offset, chunk.uncompressed_bytes), (piece.offset, piece.len), "{name}");
             assert_eq!(chunk.digest, digest);
@@ -238,10 +245,35 @@ fn every_path_of_the_reference_images_matches_its_manifest() {
 }
 
 #[test]
-fn tarfs_is_named_when_an_image_is_opened() {
+fn files_of_a_tarfs_image_are_ranges_of_the_tar() {
     let Some(images) = manifest::reference_images() else { return };
-    let outcome = open(&images.join("v6-tarfs")).err();
-    assert!(matches!(outcome, Some(RafsError::Unsupported(feature)) if feature.contains("tarfs")), "{outcome:?}");
+    let folder = images.join("v6-tarfs");
+    let image = open(&folder).unwrap();
+    let blob = &image.blobs()[0];
+    assert_eq!((blob.features & feature::TARFS, &blob.meta, blob.chunk_count), (feature::TARFS, &None, 1));
+    assert_eq!((blob.data_bytes, blob.uncompressed_bytes), (522_240, 522_240));
+    let tar = map(&folder.join("blobs").join(&blob.id));
+    let mut files = 0;
+    for entry in manifest::read(&folder) {
+        let Some(expected) = entry.sha256 else { continue };
+        let names = entry.path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+        let ino =
+            names.fold(image.root(), |dir, name| image.lookup(&image.inode(dir).unwrap(), name).unwrap().unwrap());
+        let facts = image.inode(ino).unwrap();
+        let mut pieces: SmallVec<[Piece; 8]> = SmallVec::new();
+        image.plan(&facts, 0..facts.size, &mut pieces).unwrap();
+        let mut hasher = sha2::Sha256::new();
+        for piece in pieces {
+            hasher.update(tar.vec_at(piece.offset, piece.len.into()).unwrap());
+        }
+        assert_eq!(<[u8; 32]>::from(hasher.finalize()), expected, "{}", String::from_utf8_lossy(&entry.path));
+        // Nothing tells of zeros without reading them.
+        if facts.size > 0 {
+            assert_eq!(image.seek(&facts, 0, Whence::Hole).unwrap(), Some(facts.size));
+            files += 1;
+        }
+    }
+    assert!(files > 100, "{files} files");
 }
 
 #[test]
