@@ -17,6 +17,7 @@ use rustix::fs::OFlags;
 
 use crate::config::Mode;
 use crate::limits::MAX_BOOTSTRAP_BYTES;
+use crate::rafs::READS_IMAGES_OF;
 use crate::rafs::RafsError;
 use crate::rafs::detect;
 use crate::rafs::detect::Content;
@@ -64,11 +65,14 @@ pub enum BootstrapError {
 }
 
 /// What to do about metadata that cannot be used.
-fn advice(error: &RafsError) -> &'static str {
+fn advice(error: &RafsError) -> String {
     match error {
-        RafsError::Unsupported(_) => "cannot be served, make the image without this feature",
-        RafsError::PlaceholderBlobId { .. } => "cannot be served, give it the name that is the blob's id",
-        _ => "damaged or cut short, fetch or build it again",
+        RafsError::Unsupported(_) => "cannot be served, make the image without this feature".to_owned(),
+        RafsError::PlaceholderBlobId { .. } => "cannot be served, give it the name that is the blob's id".to_owned(),
+        RafsError::Unknown { .. } => {
+            format!("made by newer tools, build the image with {READS_IMAGES_OF} or take a newer daemon")
+        }
+        _ => "damaged or cut short, fetch or build it again".to_owned(),
     }
 }
 

@@ -7,6 +7,7 @@ use super::facts::Compressor;
 use super::facts::Digester;
 use super::facts::feature;
 use super::malformed;
+use super::unknown;
 use crate::limits;
 
 /// The id of a blob in metadata that is inlined in that blob (section 10.3).
@@ -44,7 +45,7 @@ pub(super) struct Flags {
 impl Flags {
     pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
         if raw & !KNOWN_FLAGS != 0 {
-            return Err(malformed("superblock flags", at, format!("unknown bits {:#x}", raw & !KNOWN_FLAGS)));
+            return Err(unknown("superblock flags", at, format!("feature {:#x}", raw & !KNOWN_FLAGS)));
         }
         let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
         let compressor = match compression {
@@ -77,7 +78,7 @@ pub(super) fn compressor(raw: u32, field: &'static str, at: u64) -> Result<Compr
         1 => Ok(Compressor::Lz4Block),
         2 => Ok(Compressor::Gzip),
         3 => Ok(Compressor::Zstd),
-        _ => Err(malformed(field, at, format!("unknown compression algorithm {raw}"))),
+        _ => Err(unknown(field, at, format!("compression algorithm {raw}"))),
     }
 }
 
@@ -86,15 +87,15 @@ pub(super) fn digester(raw: u32, field: &'static str, at: u64) -> Result<Digeste
     match raw {
         0 => Ok(Digester::Blake3),
         1 => Ok(Digester::Sha256),
-        _ => Err(malformed(field, at, format!("unknown digest algorithm {raw}"))),
+        _ => Err(unknown(field, at, format!("digest algorithm {raw}"))),
     }
 }
 
 /// The feature bits of a v6 blob: unknown incompatible bits are refused, unknown others dropped.
 pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
-    let unknown = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
-    if unknown != 0 {
-        return Err(malformed("blob features", at, format!("unknown bits {unknown:#x}")));
+    let new = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
+    if new != 0 {
+        return Err(unknown("blob features", at, format!("feature {new:#x}")));
     }
     let needs_v2 = feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
     if raw & needs_v2 != 0 && raw & feature::CHUNK_INFO_V2 == 0 {
@@ -199,8 +200,11 @@ mod tests {
     #[test]
     fn flags_unknown_or_contradictory_are_refused() {
         for bad in [0x400, 0x10_0000, 1 << 40, COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
-            assert!(matches!(Flags::parse(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+            let outcome = Flags::parse(bad, 0);
+            assert!(matches!(outcome, Err(RafsError::Malformed { .. } | RafsError::Unknown { .. })), "{bad:#x}");
         }
+        let new = Flags::parse(0x400, 0x480).unwrap_err().to_string();
+        assert_eq!(new, "superblock flags at offset 0x480: feature 0x400 is unknown");
         let old = Flags::parse(0, 0).unwrap();
         assert_eq!((old.compressor, old.digester), (Compressor::Lz4Block, Digester::Blake3));
         let reserved = Flags::parse(0x8500_0000 | COMPRESSION_ZSTD | HASH_SHA256 | EXPLICIT_UID_GID, 0).unwrap();
@@ -212,8 +216,8 @@ mod tests {
     fn features_unknown_and_contradictory_are_refused() {
         const V2: u32 = feature::CHUNK_INFO_V2;
         let separate_zran = feature::SEPARATE | feature::ZRAN | V2;
+        assert!(matches!(features(0x1000, 0), Err(RafsError::Unknown { .. })));
         for bad in [
-            0x1000,
             feature::BATCH,
             feature::ENCRYPTED,
             separate_zran & !V2,

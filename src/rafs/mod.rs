@@ -49,6 +49,17 @@ pub enum RafsError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A feature or an algorithm that this reader does not know: the tools that wrote it are newer than
+    /// [`READS_IMAGES_OF`].
+    #[error("{field} at offset {offset:#x}: {what} is unknown")]
+    Unknown {
+        /// The field, as the format document names it.
+        field: &'static str,
+        /// Where it is.
+        offset: u64,
+        /// What is unknown.
+        what: String,
+    },
     /// A feature of the format that is not served yet.
     #[error("{0} is not supported yet")]
     Unsupported(&'static str),
@@ -67,6 +78,15 @@ pub enum RafsError {
     /// The inode is not a regular file.
     #[error("not a regular file")]
     NotRegular,
+}
+
+/// The tools up to which everything that they write is known here.
+pub const READS_IMAGES_OF: &str = "nydus-image v2.4.4";
+
+/// Something new: `what` in `field` at `offset` in the metadata.
+#[cold]
+fn unknown(field: &'static str, offset: u64, what: String) -> RafsError {
+    RafsError::Unknown { field, offset, what }
 }
 
 /// A broken rule: `field` at `offset` in the metadata.

@@ -211,7 +211,9 @@ fn v5_superblock_and_tables_that_break_a_rule_are_refused() {
     ];
     for (field, at, bytes) in rows {
         match open(&patched(&good, &[(*at, bytes)])).err() {
-            Some(RafsError::Malformed { field: found, .. }) => assert_eq!(found, *field, "{at}"),
+            Some(RafsError::Malformed { field: found, .. } | RafsError::Unknown { field: found, .. }) => {
+                assert_eq!(found, *field, "{at}")
+            }
             other => panic!("{field} at {at}: {other:?}"),
         }
     }
@@ -264,7 +266,9 @@ fn v6_superblock_and_tables_that_break_a_rule_are_refused() {
         match open(&patched(&good, &[(*at, bytes)])).err() {
             // A changed device id differs from the one in the blob table.
             Some(RafsError::Malformed { field: "device id", .. }) if *field == "blob id" => {}
-            Some(RafsError::Malformed { field: found, .. }) => assert_eq!(found, *field, "{at}"),
+            Some(RafsError::Malformed { field: found, .. } | RafsError::Unknown { field: found, .. }) => {
+                assert_eq!(found, *field, "{at}")
+            }
             other => panic!("{field} at {at}: {other:?}"),
         }
     }
@@ -394,7 +398,9 @@ fn detect_tells_what_a_file_holds() {
 /// The error of walking `good` with `bytes` at `at`.
 fn fault(good: &[u8], at: usize, bytes: &[u8]) -> (&'static str, String) {
     match open(&patched(good, &[(at, bytes)])).and_then(|image| check::walk(&image)) {
-        Err(RafsError::Malformed { field, reason, .. }) => (field, reason),
+        Err(RafsError::Malformed { field, reason, .. } | RafsError::Unknown { field, what: reason, .. }) => {
+            (field, reason)
+        }
         other => ("another outcome", format!("{other:?}")),
     }
 }

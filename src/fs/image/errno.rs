@@ -11,6 +11,7 @@ pub(super) fn errno(error: &RafsError) -> Errno {
         RafsError::NotSymlink | RafsError::NotRegular => Errno::INVAL,
         RafsError::View(_)
         | RafsError::Malformed { .. }
+        | RafsError::Unknown { .. }
         | RafsError::Unsupported(_)
         | RafsError::PlaceholderBlobId { .. } => Errno::IO,
     }
@@ -36,6 +37,7 @@ mod tests {
             (RafsError::Unsupported("batch"), Errno::IO, true),
             (RafsError::PlaceholderBlobId { index: 0 }, Errno::IO, true),
             (RafsError::Malformed { field: "f", offset: 0, reason: String::new() }, Errno::IO, true),
+            (RafsError::Unknown { field: "f", offset: 0, what: String::new() }, Errno::IO, true),
         ] {
             assert_eq!((errno(&error), is_damage(&error)), (number, damage), "{error}");
         }

@@ -23,6 +23,7 @@ use crate::rafs::grid;
 use crate::rafs::image::OpenOptions;
 use crate::rafs::malformed;
 use crate::rafs::meta;
+use crate::rafs::unknown;
 use crate::sys::view::View;
 
 /// Bytes of a device table entry.
@@ -215,7 +216,7 @@ fn cipher(raw: &RawBlob, features: u32, id: &str, at: u64) -> Result<Option<Ciph
             let reason = format!("{} in blob {id} with features {features:#x}", raw.cipher);
             return Err(malformed("blob cipher", at, reason));
         }
-        (other, _) => return Err(malformed("blob cipher", at, format!("unknown cipher {other}"))),
+        (other, _) => return Err(unknown("blob cipher", at, format!("cipher {other}"))),
     }
     let (first, second) = raw.holder_or_key.split_at(16);
     if first == second {
