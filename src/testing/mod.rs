@@ -22,6 +22,7 @@ pub mod memory;
 pub mod orders;
 pub mod process;
 pub mod readback;
+pub mod reference_layer;
 pub mod room;
 pub mod snapshot;
 pub mod tree;

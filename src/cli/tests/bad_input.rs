@@ -81,7 +81,7 @@ fn what_is_configured_and_not_built_is_named() {
             v2("\"cache\": {\"type\": \"blobcache\", \"filecache\": {\"enable_encryption\": true}}"),
             "encryption of the cache is configured, and not built yet",
         ),
-        (v2("\"external_backends\": [{\"type\": \"s3\"}]"), "`external_backends` is configured, and not built yet"),
+        (v2("\"external_backends\": [{\"type\": \"s3\"}]"), "backend `s3` is configured, and not built yet"),
     ] {
         place.write_config(&text);
         refused(&place, &[expected]);
@@ -96,9 +96,22 @@ fn bootstrap_errors_name_the_file() {
     let mut wrong_magic = good.clone();
     wrong_magic[1024] ^= 1;
     let truncated = good[..1500].to_vec();
+    let newer = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        bytes
+    };
+    // The blob table of such an image begins at 4096.
+    let (new_flag, new_feature, new_compressor) = (newer(1152 + 5, 4), newer(4096 + 85, 0x10), newer(4096 + 76, 9));
     for (bytes, expected) in [
         (wrong_magic, "wrong magic number"),
         (truncated, "damaged or cut short, fetch or build it again: "),
+        (
+            new_flag,
+            "made by newer tools, build the image with nydus-image v2.4.4 or take a newer daemon: superblock flags",
+        ),
+        (new_feature, "or take a newer daemon: blob features at offset 0x1000: feature 0x1000 is unknown"),
+        (new_compressor, "compression algorithm 9 is unknown"),
         (Vec::new(), "wrong magic number"),
         (vec![b'x'; 100_000], "wrong magic number"),
     ] {

@@ -5,6 +5,7 @@ mod faults;
 mod flights;
 mod races;
 mod reference;
+mod units;
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -122,6 +123,7 @@ impl Rig {
             validate: false,
             demand_deadline: Some(LONG),
             pool,
+            bootstrap: None,
         };
         let metrics = Arc::new(Metrics::new(0));
         Self { dir, facts, chunks, plain, memory, backend, metrics, options }
