@@ -12,6 +12,8 @@ use super::file::Identity;
 use super::file::Opened;
 use super::file::identity_of_open;
 use super::file::set_len_with_room;
+use crate::storage::steps::Step;
+use crate::storage::steps::pass;
 use crate::sys::bitmap::SharedBytes;
 
 const HEADER_BYTES: u64 = 4096;
@@ -40,12 +42,14 @@ impl ChunkMap {
     /// [`CacheError`].
     pub fn open(directory: &Directory, name: &str, chunks: u32) -> Result<Self, CacheError> {
         let Opened { file, len, .. } = directory.open_or_create(name)?;
+        pass(Step::MapMade);
         let failed = |error: std::io::Error| directory.failed(name, error);
         let expected = HEADER_BYTES + u64::from(chunks).div_ceil(8);
         if len != 0 && len != expected {
             return Err(CacheError::MapSize { path: directory.path_of(name), actual: len, expected });
         }
         set_len_with_room(&file, expected).map_err(failed)?;
+        pass(Step::MapSized);
         let mut header = [0; 16];
         read_exact_at(&file, &mut header, 0).map_err(failed)?;
         let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
@@ -55,6 +59,7 @@ impl ChunkMap {
         } else if [word(0), word(4), word(8)] != [MAGIC, VERSION, MAGIC_2] {
             return Err(CacheError::MapMagic { path: directory.path_of(name) });
         }
+        pass(Step::MapReady);
         let bytes = SharedBytes::map(file.as_fd(), expected).map_err(failed)?;
         let map = Self { bytes, chunks, identity: identity_of_open(&file).map_err(failed)? };
         if word(12) != ALL_READY && (0..chunks).all(|chunk| map.is_set(chunk)) {
