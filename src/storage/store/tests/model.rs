@@ -109,6 +109,19 @@ fn chunk_taken_along_is_joined_or_fetched_once() {
 }
 
 #[test]
+fn neighbour_that_another_process_has_is_given_up_and_joined_at_once() {
+    check(|| {
+        let rig = patient(3);
+        let (one, two) = (Arc::new(rig.open_with(|options| options.amplify_bytes = 1 << 20)), Arc::new(rig.open()));
+        let readers = [reader(&rig, &two, 1..3), reader(&rig, &one, 0..1), reader(&rig, &one, 1..2)];
+        readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
+        (0..3).for_each(|chunk| assert_eq!(asked_for(&rig, chunk), 1, "chunk {chunk}"));
+        expect_no_flight(&rig, &one);
+        expect_no_flight(&rig, &two);
+    });
+}
+
+#[test]
 fn end_of_the_store_answers_every_read_once() {
     check(|| {
         let rig = patient(4);
@@ -143,7 +156,12 @@ fn end_of_the_store_takes_everything_from_a_silent_backend() {
             assert!(matches!(answer, Ok(()) | Err(ReadError::Shutdown)), "{answer:?}");
         }
         releaser.join().unwrap();
-        drop(store);
+        // Nobody waits for the silent one: what it had is given up, though the store is still there.
+        let other = Generation::open(&Directory::open(rig.cache_dir()).unwrap(), &rig.facts, BOOT).unwrap();
+        while !other.locks().try_lock_chunks(0..3).unwrap() {
+            thread::yield_now();
+        }
+        drop((other, store));
         rig.backend.set(Fault::None);
         let next = Arc::new(rig.open());
         reader(&rig, &next, 0..3).join().unwrap().unwrap();
