@@ -4,8 +4,12 @@
 //! ([`nydus_vm::storage::steps`]); for every N, until there is no N-th step any more. What it leaves is looked at from outside,
 //! then served: right bytes, nothing repaired by hand, nothing fetched again that was published.
 
+use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Command;
@@ -33,6 +37,7 @@ use crate::cached::DATA;
 use crate::cached::Files;
 use crate::cached::Known;
 use crate::cached::META;
+use crate::soak::Dice;
 use crate::support::SMALL;
 use crate::support::socket;
 
@@ -303,6 +308,83 @@ fn daemon_killed_at_any_step_of_a_v5_fill_leaves_what_it_published_and_nothing_w
     let manifest = image.manifest();
     let subject = Subject::new(tempfile::tempdir().unwrap(), image, manifest, Some(90));
     kill_at_every_step(&subject, Before::Nothing);
+}
+
+/// The files of a directory as they were when all of it was on the disk.
+struct Disk {
+    cache: PathBuf,
+    files: BTreeMap<OsString, Vec<u8>>,
+}
+
+/// What a disk writes as a whole.
+const SECTOR: usize = 512;
+
+impl Disk {
+    fn new(cache: &Path) -> Self {
+        let entries = fs::read_dir(cache).into_iter().flatten().map(Result::unwrap);
+        let files = entries.map(|entry| (entry.file_name(), fs::read(entry.path()).unwrap())).collect();
+        Self { cache: cache.to_path_buf(), files }
+    }
+
+    /// Takes the power away: of what was written since, any sectors are on the disk; of files that were made, any, cut or
+    /// whole. `flushed` ends the name of a file that was flushed meanwhile.
+    fn cut_the_power(&self, dice: &mut Dice, flushed: Option<&str>) {
+        for entry in fs::read_dir(&self.cache).into_iter().flatten().map(Result::unwrap) {
+            let name = entry.file_name();
+            if flushed.is_some_and(|suffix| name.to_string_lossy().ends_with(suffix)) {
+                continue;
+            }
+            let old = self.files.get(&name);
+            match (old, dice.below(6)) {
+                (None, 0) => fs::remove_file(entry.path()).unwrap(),
+                (None, 1) => File::options().write(true).open(entry.path()).unwrap().set_len(0).unwrap(),
+                _ => {
+                    // In place: it is the same file after the next boot.
+                    let mut bytes = fs::read(entry.path()).unwrap();
+                    let old = old.map(Vec::as_slice).unwrap_or_default();
+                    let survive = dice.below(4);
+                    for (n, sector) in bytes.chunks_mut(SECTOR).enumerate().filter(|_| dice.below(3) >= survive) {
+                        let old = old.get(n * SECTOR..).unwrap_or_default();
+                        let kept = old.len().min(sector.len());
+                        sector[..kept].copy_from_slice(&old[..kept]);
+                        sector[kept..].fill(0);
+                    }
+                    File::options().write(true).open(entry.path()).unwrap().write_all_at(&bytes, 0).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn power_cut_at_any_step_shows_no_byte_that_was_lost() {
+    let subject = Subject::made();
+    let cache = subject.home.path().join("cache");
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
+    for before in [Before::Nothing, Before::LastBoot] {
+        for at in 0.. {
+            let mut is_over = false;
+            for cut in 0..2 {
+                let boot = subject.prepare(before, &cache);
+                let disk = Disk::new(&cache);
+                let killed_at = subject.fill(at, &cache, boot);
+                is_over = killed_at.is_none();
+                // The end of the flush, and of the child, is the promise that the data stays.
+                let flushed = matches!(killed_at, None | Some(Step::Flushed | Step::FlushNoted)).then_some(DATA);
+                disk.cut_the_power(&mut dice, flushed);
+                let what = format!("{before:?}, power cut {cut} after step {at}, {killed_at:?}");
+                let room = serve(&subject.image, &cache, subject.home.path(), boot + 1);
+                expect_whole(&room, &subject.manifest, &what);
+                drop(room);
+                let room = serve(&subject.image, &cache, subject.home.path(), boot + 2);
+                room.faults.set(Fault::Hang);
+                expect_whole(&room, &subject.manifest, &format!("{what}, and then without a backend"));
+            }
+            if is_over {
+                break;
+            }
+        }
+    }
 }
 
 #[test]
