@@ -59,9 +59,14 @@ fn asked_for(rig: &Rig, chunk: u32) -> usize {
     rig.backend.log().iter().filter(|(_, range)| range.contains(&place)).count()
 }
 
+/// As another process has the files of `rig` open.
+fn another_process(rig: &Rig) -> Generation {
+    Generation::open(&Directory::open(rig.cache_dir()).unwrap(), &rig.facts, BOOT).unwrap()
+}
+
 /// No flight is open, and no lock held: every chunk can be claimed, or is there.
 fn expect_no_flight(rig: &Rig, store: &Store) {
-    let other = Generation::open(&Directory::open(rig.cache_dir()).unwrap(), &rig.facts, BOOT).unwrap();
+    let other = another_process(rig);
     let blob = &store.inner.blobs[0];
     let files = blob.usable_files(&store.inner).unwrap();
     for chunk in 0..rig.facts.chunk_count {
@@ -111,13 +116,33 @@ fn chunk_taken_along_is_joined_or_fetched_once() {
 #[test]
 fn neighbour_that_another_process_has_is_given_up_and_joined_at_once() {
     check(|| {
-        let rig = patient(3);
-        let (one, two) = (Arc::new(rig.open_with(|options| options.amplify_bytes = 1 << 20)), Arc::new(rig.open()));
-        let readers = [reader(&rig, &two, 1..3), reader(&rig, &one, 0..1), reader(&rig, &one, 1..2)];
+        let rig = patient(2);
+        let store = Arc::new(rig.open_with(|options| options.amplify_bytes = 1 << 20));
+        let other = another_process(&rig);
+        assert!(other.locks().try_lock_chunks(1..2).unwrap());
+        let readers = [reader(&rig, &store, 0..1), reader(&rig, &store, 1..2)];
+        thread::yield_now();
+        other.locks().unlock_chunks(1..2);
         readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
-        (0..3).for_each(|chunk| assert_eq!(asked_for(&rig, chunk), 1, "chunk {chunk}"));
-        expect_no_flight(&rig, &one);
-        expect_no_flight(&rig, &two);
+        (0..2).for_each(|chunk| assert_eq!(asked_for(&rig, chunk), 1, "chunk {chunk}"));
+        expect_no_flight(&rig, &store);
+    });
+}
+
+#[test]
+fn question_that_begins_while_the_store_ends_is_given_up() {
+    check(|| {
+        let rig = patient(1);
+        rig.hang();
+        let store = Arc::new(rig.open());
+        let reader = reader(&rig, &store, 0..1);
+        store.shutdown();
+        assert!(matches!(reader.join().unwrap(), Err(ReadError::Shutdown)));
+        // Nobody waits for the silent one: what it had is given up, though the store is still there.
+        let other = another_process(&rig);
+        while !other.locks().try_lock_chunks(0..1).unwrap() {
+            thread::yield_now();
+        }
     });
 }
 
@@ -156,12 +181,7 @@ fn end_of_the_store_takes_everything_from_a_silent_backend() {
             assert!(matches!(answer, Ok(()) | Err(ReadError::Shutdown)), "{answer:?}");
         }
         releaser.join().unwrap();
-        // Nobody waits for the silent one: what it had is given up, though the store is still there.
-        let other = Generation::open(&Directory::open(rig.cache_dir()).unwrap(), &rig.facts, BOOT).unwrap();
-        while !other.locks().try_lock_chunks(0..3).unwrap() {
-            thread::yield_now();
-        }
-        drop((other, store));
+        drop(store);
         rig.backend.set(Fault::None);
         let next = Arc::new(rig.open());
         reader(&rig, &next, 0..3).join().unwrap().unwrap();
