@@ -192,12 +192,14 @@ impl Guest {
         (0..self.lanes.len() as u16).collect()
     }
 
-    /// Resets the guest without a word to the file system: rings stopped, made new, started; no FUSE session.
+    /// Resets the guest without a word to the file system: rings stopped as the VMM does it, made new, started; no FUSE
+    /// session.
     ///
     /// # Errors
     /// What the daemon refuses or fails to do.
     pub fn reboot(&mut self) -> Result<(), HarnessError> {
-        self.stop()?;
+        let rings = self.rings();
+        self.vmm.reset(&rings)?;
         self.forget_rings();
         self.start_rings(&[])
     }
