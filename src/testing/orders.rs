@@ -9,6 +9,7 @@
 //! | who | what | so |
 //! |---|---|---|
 //! | User-Mode Linux | SET_MEM_TABLE with room for two regions, whatever their count: the handler wants the exact size | the connection ends; a relay that cuts the message off makes it work |
+//! | nobody we know | SET_MEM_TABLE with regions not in the order of their guest addresses | refused; the old table stays |
 //! | User-Mode Linux, crosvm, alioth without `tag=` | GET_CONFIG | works with `--tag` only, see `config_space_is_offered_with_a_tag_only` |
 //! | cloud-hypervisor | GET/SET_INFLIGHT_FD | not offered: what was in flight when a daemon died is lost |
 //! | QEMU 8.2, cloud-hypervisor | SET_LOG_BASE, SET_DEVICE_STATE_FD | not offered: no live migration |

@@ -7,6 +7,7 @@ mod bad_rings;
 mod crash;
 mod frontends;
 mod init;
+mod memory;
 mod orders;
 mod parked;
 mod peer;
