@@ -69,8 +69,9 @@ fn run(kernel: Kernel, script: &str, daemon: &Daemon) -> Result<String> {
     command.arg("nydus.port=/dev/console");
     command.arg(format!("initrd={}", kernel.initramfs(directory.path(), Some(script))?.display()));
     command.arg(format!("virtio_uml.device={}:26:1", socket.display()));
+    let output = File::create(&console)?;
     // Its memory is a file there.
-    command.env("TMPDIR", "/dev/shm").stdin(Stdio::null()).stdout(File::create(&console)?).stderr(Stdio::null());
+    command.env("TMPDIR", "/dev/shm").stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
     let mut linux = command.spawn().with_context(|| format!("{command:?}"))?;
     let deadline = Instant::now() + PATIENCE;
     let read = || anyhow::Ok(String::from_utf8_lossy(&std::fs::read(&console)?).replace('\r', ""));
