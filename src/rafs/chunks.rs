@@ -20,6 +20,7 @@ use super::facts::ChunkFacts;
 use super::facts::Coding;
 use super::facts::Digest;
 use super::facts::Seal;
+use super::grid;
 use super::malformed;
 use crate::limits;
 use crate::sys::view::View;
@@ -50,19 +51,13 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// What the record at `at` states, checked against its blob (section 14, rule 9).
+    /// What the record at `at` of a v5 image states, checked against its blob (section 14, rule 9).
     #[inline]
     pub(super) fn facts(&self, at: u64, blobs: &[BlobFacts]) -> Result<ChunkFacts, RafsError> {
-        let blob_index = self.blob.get();
-        let Some(blob) = usize::try_from(blob_index).ok().and_then(|index| blobs.get(index)) else {
-            return Err(malformed("chunk blob index", at, format!("{blob_index} of {} blobs", blobs.len())));
-        };
-        if self.index.get() >= blob.chunk_count {
-            return Err(malformed("chunk index", at, format!("{} of {} chunks", self.index, blob.chunk_count)));
-        }
+        let blob = self.blob_of(at, blobs)?;
         let flags = self.flags.get();
         if flags & (HOLE | ENCRYPTED | BATCH) != 0 {
-            return Err(RafsError::Unsupported("a chunk that is a hole, encrypted or batched"));
+            return Err(RafsError::Unsupported("a chunk of RAFS v5 that is a hole, encrypted or batched"));
         }
         let facts = ChunkFacts {
             compressed_offset: self.compressed_offset.get(),
@@ -75,6 +70,32 @@ impl Record {
         };
         check_ranges(&facts, at, blob)?;
         Ok(facts)
+    }
+
+    /// What the record at `at` of a v6 image seals, checked against its blob. Where the stored bytes are is told by the
+    /// blob's own table; the record does not know it of chunks that share them.
+    fn seal(&self, at: u64, blobs: &[BlobFacts]) -> Result<Seal, RafsError> {
+        let blob = self.blob_of(at, blobs)?;
+        let seal = Seal {
+            digest: self.digest,
+            uncompressed_offset: self.uncompressed_offset.get(),
+            uncompressed_bytes: self.uncompressed_bytes.get(),
+        };
+        check_plain_range(seal.uncompressed_offset, seal.uncompressed_bytes, at, blob)?;
+        Ok(seal)
+    }
+
+    /// The blob that the record refers to, which must have such a chunk.
+    #[inline]
+    fn blob_of<'a>(&self, at: u64, blobs: &'a [BlobFacts]) -> Result<&'a BlobFacts, RafsError> {
+        let blob_index = self.blob.get();
+        let Some(blob) = usize::try_from(blob_index).ok().and_then(|index| blobs.get(index)) else {
+            return Err(malformed("chunk blob index", at, format!("{blob_index} of {} blobs", blobs.len())));
+        };
+        if self.index.get() >= blob.chunk_count {
+            return Err(malformed("chunk index", at, format!("{} of {} chunks", self.index, blob.chunk_count)));
+        }
+        Ok(blob)
     }
 
     /// Whether both records describe the same bytes. Where in a file they were met does not count.
@@ -96,32 +117,43 @@ fn key(blob: u32, chunk: u32) -> u64 {
 /// Checks a chunk's ranges against its blob (section 14, rule 9).
 #[inline]
 pub(super) fn check_ranges(chunk: &ChunkFacts, at: u64, blob: &BlobFacts) -> Result<(), RafsError> {
-    if chunk.uncompressed_bytes == 0 || chunk.uncompressed_bytes > blob.chunk_bytes {
-        let reason = format!("{} bytes, chunk size {}", chunk.uncompressed_bytes, blob.chunk_bytes);
-        return Err(malformed("chunk uncompressed size", at, reason));
-    }
-    let is_stored_right = if chunk.coding != Coding::Plain {
-        (1..=limits::MAX_CHUNK_BYTES).contains(&chunk.compressed_bytes)
-    } else {
-        chunk.compressed_bytes == chunk.uncompressed_bytes
+    check_plain_range(chunk.uncompressed_offset, chunk.uncompressed_bytes, at, blob)?;
+    let stored_bytes = chunk.compressed_bytes;
+    let is_stored_right = match chunk.coding {
+        Coding::Plain if blob.cipher.is_some() => stored_bytes == encrypted_bytes(chunk.uncompressed_bytes),
+        Coding::Plain => stored_bytes == chunk.uncompressed_bytes,
+        _ => (1..=limits::MAX_CHUNK_BYTES).contains(&stored_bytes),
     };
     if !is_stored_right {
-        let reason = format!("{} bytes for {}", chunk.compressed_bytes, chunk.uncompressed_bytes);
+        let reason = format!("{stored_bytes} bytes for {}", chunk.uncompressed_bytes);
         return Err(malformed("chunk compressed size", at, reason));
     }
-    let stored_end = chunk.compressed_offset.checked_add(u64::from(chunk.compressed_bytes));
+    let stored_end = chunk.compressed_offset.checked_add(u64::from(stored_bytes));
     if stored_end.is_none_or(|end| end > blob.data_bytes) {
-        let reason = format!("{} bytes at {:#x}", chunk.compressed_bytes, chunk.compressed_offset);
+        let reason = format!("{stored_bytes} bytes at {:#x}", chunk.compressed_offset);
         return Err(malformed(
             "chunk compressed offset",
             at,
             format!("{reason}, blob data ends at {}", blob.data_bytes),
         ));
     }
-    let plain_end = chunk.uncompressed_offset.checked_add(u64::from(chunk.uncompressed_bytes));
-    if plain_end.is_none_or(|end| end > blob.uncompressed_bytes) {
-        let reason = format!("{} bytes at {:#x}", chunk.uncompressed_bytes, chunk.uncompressed_offset);
-        let reason = format!("{reason}, blob ends at {}", blob.uncompressed_bytes);
+    Ok(())
+}
+
+/// Bytes of a piece when encrypted: shorter ones than one AES block are padded (format, section 8).
+fn encrypted_bytes(plain: u32) -> u32 {
+    if plain < 16 { 18 } else { plain }
+}
+
+/// Checks a chunk's place in the uncompressed blob (section 14, rule 9).
+#[inline]
+fn check_plain_range(offset: u64, bytes: u32, at: u64, blob: &BlobFacts) -> Result<(), RafsError> {
+    if bytes == 0 || bytes > blob.chunk_bytes {
+        let reason = format!("{bytes} bytes, chunk size {}", blob.chunk_bytes);
+        return Err(malformed("chunk uncompressed size", at, reason));
+    }
+    if offset.checked_add(u64::from(bytes)).is_none_or(|end| end > blob.uncompressed_bytes) {
+        let reason = format!("{bytes} bytes at {offset:#x}, blob ends at {}", blob.uncompressed_bytes);
         return Err(malformed("chunk uncompressed offset", at, reason));
     }
     Ok(())
@@ -132,14 +164,16 @@ pub(super) fn check_ranges(chunk: &ChunkFacts, at: u64, blob: &BlobFacts) -> Res
 pub(super) enum Source {
     /// Number × 8 is the offset; the record is complete.
     V5,
-    /// The number counts records from this offset; only the digest is used.
+    /// The number counts records from this offset; they seal chunks that the blobs' own tables describe.
     V6 { table: u64 },
+    /// There are none: chunks are the parts of a grid.
+    Grid,
 }
 
 impl Source {
     fn offset(self, number: u32) -> u64 {
         match self {
-            Self::V5 => u64::from(number).wrapping_mul(8),
+            Self::V5 | Self::Grid => u64::from(number).wrapping_mul(8),
             // A u32 times 80 is far below 2^64, and the table's offset lies in the file.
             Self::V6 { table } => table.saturating_add(u64::from(number).wrapping_mul(RECORD_BYTES)),
         }
@@ -174,7 +208,12 @@ impl Builder {
 
     /// Takes the record with the number `number` into the index, after checking it.
     pub(super) fn add(&mut self, number: u32, record: &Record) -> Result<(), RafsError> {
-        record.facts(self.source.offset(number), &self.blobs)?;
+        let at = self.source.offset(number);
+        match self.source {
+            Source::V5 => record.facts(at, &self.blobs).map(drop)?,
+            Source::V6 { .. } => record.seal(at, &self.blobs).map(drop)?,
+            Source::Grid => {}
+        }
         self.found.push((record.key(), number));
         Ok(())
     }
@@ -225,14 +264,20 @@ impl Builder {
 }
 
 impl ChunkIndex {
-    /// The complete facts of a chunk, where the bootstrap holds them (v5). `None` for v6, whose blobs carry their own
-    /// table ([`super::meta::BlobMeta`]), and for a chunk that the image does not refer to.
+    /// The complete facts of a chunk, where the bootstrap holds them (v5) or the blob is a tar (tarfs). `None` for other
+    /// blobs of v6, which carry their own table ([`super::meta::BlobMeta`]), and for a chunk that the image does not refer
+    /// to.
     ///
     /// # Errors
     /// A lost or malformed bootstrap.
     pub fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError> {
-        if matches!(self.source, Source::V6 { .. }) {
-            return Ok(None);
+        match self.source {
+            Source::V5 => {}
+            Source::V6 { .. } => return Ok(None),
+            Source::Grid => {
+                let blob = usize::try_from(blob).ok().and_then(|blob| self.blobs.get(blob));
+                return Ok(blob.and_then(|blob| grid::facts(blob, chunk)));
+            }
         }
         match self.find(blob, chunk)? {
             Some((at, record)) => record.facts(at, &self.blobs).map(Some),
@@ -253,14 +298,13 @@ impl ChunkIndex {
     /// # Errors
     /// A lost or malformed bootstrap.
     pub fn seal(&self, blob: u32, chunk: u32) -> Result<Option<Seal>, RafsError> {
-        Ok(self.find(blob, chunk)?.map(|(_, record)| Seal {
-            digest: record.digest,
-            uncompressed_offset: record.uncompressed_offset.get(),
-            uncompressed_bytes: record.uncompressed_bytes.get(),
-        }))
+        match self.find(blob, chunk)? {
+            Some((at, record)) => record.seal(at, &self.blobs).map(Some),
+            None => Ok(None),
+        }
     }
 
-    /// Distinct chunks that the image refers to.
+    /// Distinct chunks that the image refers to; of a grid, none is counted.
     pub fn len(&self) -> usize {
         self.records.len()
     }

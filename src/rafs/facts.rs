@@ -112,6 +112,7 @@ pub mod feature {
     pub const TARFS: u32 = 0x40;
     pub const BATCH: u32 = 0x80;
     pub const ENCRYPTED: u32 = 0x100;
+    pub const IS_CHUNKDICT_GENERATED: u32 = 0x200;
     pub const EXTERNAL: u32 = 0x800;
     pub const HAS_TAR_HEADER: u32 = 0x1000_0000;
     pub const HAS_TOC: u32 = 0x2000_0000;

@@ -17,6 +17,7 @@ use super::entries::Cursor;
 use super::entries::Entries;
 use super::facts::BlobFacts;
 use super::facts::Piece;
+use super::grid;
 use super::inode::EachXattr;
 use super::inode::InodeFacts;
 use super::inode::Kind;
@@ -296,14 +297,20 @@ impl Image {
                     out,
                 )
             }
-            (Format::V6(image), Place::V6(place)) => self.cut(
-                range.start..end,
-                |number| {
+            (Format::V6(image), Place::V6(place)) => {
+                let chunk = |number| {
                     let chunk = image.file_chunk(place, inode.size, number)?;
                     Ok((chunk.blob, chunk.index, chunk.offset))
-                },
-                out,
-            ),
+                };
+                if image.flags.is_tarfs {
+                    let mut ranges = SmallVec::new();
+                    self.cut(range.start..end, chunk, &mut ranges)?;
+                    return ranges
+                        .iter()
+                        .try_for_each(|piece| grid::cut(piece, image.chunk_bytes, |piece| out.push(piece)));
+                }
+                self.cut(range.start..end, chunk, out)
+            }
             _ => Err(other_image()),
         }
     }

@@ -91,6 +91,9 @@ impl V5 {
         }
         let chunk_bytes = blob::chunk_bytes(raw.chunk_bytes.get(), 12)?;
         let flags = Flags::parse(raw.flags.get(), 16)?;
+        if flags.is_tarfs {
+            return Err(malformed("superblock flags", 16, "tarfs mode in RAFS v5"));
+        }
         let (inodes, entries) = (raw.inodes.get(), raw.inode_table_entries.get());
         if inodes == 0 || inodes > u64::from(entries) {
             return Err(malformed("inode count", 24, format!("{inodes} of {entries} inode table entries")));

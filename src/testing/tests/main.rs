@@ -13,7 +13,6 @@ mod parked;
 mod peer;
 mod random;
 mod rogue;
-mod room;
 mod shared;
 mod soak;
 mod support;

@@ -17,9 +17,9 @@ use nydus_vm::testing::guest::RINGS;
 use nydus_vm::testing::guest::SLOTS;
 use nydus_vm::testing::lane::Mode;
 use nydus_vm::testing::orders::Order;
+use nydus_vm::testing::room::Room;
 use nydus_vm::testing::vmm::PATIENCE;
 
-use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
@@ -47,7 +47,7 @@ pub struct Parked {
 impl Parked {
     pub fn new(options: &GuestOptions) -> Self {
         let demo = Demo::new();
-        let room = Room::new(&demo);
+        let room = demo.room();
         let mut guest = Guest::boot(&room.socket, options).unwrap();
         let warm = find(&mut guest, "/warm");
         assert_eq!(read_file(&mut guest, &warm, 64 << 10), Demo::warm());
@@ -135,7 +135,7 @@ impl Parked {
 #[test]
 fn parked_reads_leave_warm_reads_and_metadata_alone_and_add_no_thread() {
     let demo = Demo::new();
-    let room = Room::new(&demo);
+    let room = demo.room();
     let guest = Guest::boot(&room.socket, &GUEST).unwrap();
     // Threads give themselves their names, some after the guest is served already; `vhost_stop` is the last to begin,
     // and a moment later all have theirs.
@@ -288,7 +288,7 @@ fn memory_that_was_removed_and_added_again_is_found_again() {
 #[test]
 fn device_ends_within_a_second_with_reads_parked() {
     let mut parked = Parked::new(&GUEST);
-    assert!(parked.room.end(Duration::from_secs(1)), "still serving");
+    parked.room.end(Duration::from_secs(1)).unwrap();
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn second_reader_of_a_parked_chunk_is_answered_by_the_same_flight() {
 #[test]
 fn wrong_short_and_failed_answers_are_eio_and_asked_for_again() {
     let demo = Demo::new();
-    let room = Room::new(&demo);
+    let room = demo.room();
     let mut guest = Guest::boot(&room.socket, &GUEST).unwrap();
     let cold = find(&mut guest, "/cold");
     let content = Demo::cold();

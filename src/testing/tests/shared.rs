@@ -25,13 +25,13 @@ use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
 use nydus_vm::testing::image::TestImage;
 use nydus_vm::testing::process::DaemonProcess;
+use nydus_vm::testing::room::Place;
+use nydus_vm::testing::room::Room;
 use nydus_vm::testing::tree::Tree;
 use nydus_vm::testing::tree::WalkOptions;
 use nydus_vm::testing::tree::walk;
 use nydus_vm::testing::vmm::PATIENCE;
 
-use crate::room::Place;
-use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
@@ -137,7 +137,8 @@ fn child_serves_when_told() {
     let image =
         TestImage { name: "child's".into(), bootstrap: var("BOOTSTRAP").into(), blobs: var("BLOBS").into(), folder };
     let place = Place { image, cache: var("CACHE").into(), socket: socket(Path::new(&home)), boot_id: [boot; 16] };
-    let room = Room::silent_after(place, std::env::var("NYDUS_CHILD_ANSWERS").ok().map(|n| n.parse().unwrap()));
+    let room =
+        Room::silent_after(place, std::env::var("NYDUS_CHILD_ANSWERS").ok().map(|n| n.parse().unwrap())).unwrap();
     // Killed by the parent; ends alone if that one is gone.
     std::thread::sleep(PATIENCE * 4);
     drop(room);
@@ -166,7 +167,7 @@ fn daemon_killed_in_mid_flight_leaves_its_chunks_to_the_others() {
     eventually("locks of the victim", || held() == READS);
 
     let place = Place { image: demo.image.clone(), cache, socket: socket(demo.path()), boot_id: [7; 16] };
-    let room = Room::at(place);
+    let room = Room::at(place).unwrap();
     let mut other = Guest::boot(&room.socket, &GuestOptions { depth: READS, ..DEEP }).unwrap();
     let reads = submit_cold(&mut other);
     eventually("parked reads", || room.metrics.storage.parked_reads.get() == READS as u64);
@@ -226,7 +227,7 @@ fn power_cut_during_a_cold_walk_shows_no_byte_that_was_lost() {
     let serve = |cache: &Path, boot: u8| {
         let place =
             Place { image: demo.image.clone(), cache: cache.into(), socket: socket(demo.path()), boot_id: [boot; 16] };
-        Room::at(place)
+        Room::at(place).unwrap()
     };
     for end_after in [5, 60, 200, 400, 600, 800] {
         let fresh = demo.path().join(format!("cache-{end_after}"));
