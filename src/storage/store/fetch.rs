@@ -35,6 +35,7 @@ use crate::storage::pool::Urgency;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
+use crate::storage::sync::now;
 
 /// A claimed chunk and how to get it.
 pub(super) type Wanted = (Claim, ChunkFacts);
@@ -177,7 +178,7 @@ impl Work {
         let pause = back_off(&RETRY_PAUSE, self.failures);
         match self.interest() {
             Interest::Nobody => None,
-            Interest::Until(deadline) => (Instant::now() + pause < deadline).then_some(pause),
+            Interest::Until(deadline) => (now() + pause < deadline).then_some(pause),
             Interest::Forever => Some(pause),
         }
     }

@@ -296,18 +296,18 @@ fn single<T>(
         verify(stored)?;
         return Ok(use_plain(stored));
     }
-    OPENED.with_borrow_mut(|scratch| {
-        let opened = codec::open_piece(sealing, stored, scratch)?;
-        PLAIN.with_borrow_mut(|plain| {
-            if plain.len() < len {
-                plain.resize(len, 0);
-            }
-            let plain = plain.get_mut(..len).unwrap_or_default();
-            codec::decode_form(blob.facts.compressor, form, opened, sealing, plain)?;
-            verify(plain)?;
-            Ok(use_plain(plain))
-        })
-    })
+    // Taken out for the time of use: who uses the bytes is not ours to know.
+    let (mut scratch, mut buffer) = (OPENED.take(), PLAIN.take());
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let plain = buffer.get_mut(..len).unwrap_or_default();
+    let decoded = codec::open_piece(sealing, stored, &mut scratch)
+        .and_then(|opened| codec::decode_form(blob.facts.compressor, form, opened, sealing, plain));
+    let used = decoded.and_then(|()| verify(plain)).map(|()| use_plain(plain));
+    OPENED.set(scratch);
+    PLAIN.set(buffer);
+    used
 }
 
 /// Writes a verified chunk to the cache; if that fails, the waiters get it from memory.

@@ -18,6 +18,7 @@ use crate::storage::codec::unit::Unit;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
+use crate::storage::sync::now;
 
 /// A blob and a unit of it.
 pub(super) type ShelfKey = (u32, UnitKey);
@@ -46,7 +47,7 @@ impl Shelf {
             let mut entries = lock(&self.entries);
             let was_empty = entries.is_empty();
             gone.extend(entries.extract_if(.., |entry| entry.key == key));
-            entries.push(Entry { key, unit, fetched, bytes, since: Instant::now() });
+            entries.push(Entry { key, unit, fetched, bytes, since: now() });
             let mut all: usize = entries.iter().map(|entry| entry.bytes).sum();
             while all > SHELF_BYTES {
                 let oldest = entries.remove(0);
@@ -79,9 +80,10 @@ impl Shelf {
 
     /// Drops what was not used for a while; whether anything is left.
     fn tidy(&self) -> bool {
+        let now = now();
         let old: Vec<_> = {
             let mut entries = lock(&self.entries);
-            entries.extract_if(.., |entry| entry.since.elapsed() >= SHELF_REST).collect()
+            entries.extract_if(.., |entry| now.saturating_duration_since(entry.since) >= SHELF_REST).collect()
         };
         drop(old);
         !self.is_empty()
