@@ -104,12 +104,18 @@ fn facts_of(blob: &Blob, table: &Arc<Table>, chunk: u32) -> Result<ChunkFacts, R
 }
 
 /// Sees to claimed chunks: those that are in the cache land, the others are fetched.
-pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
+pub(super) fn drive(inner: &Arc<Inner>, mut claims: Vec<Wanted>) {
+    claims.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
     let (mut missing, mut foreign) = (Vec::new(), Vec::new());
+    // The unit at hand, if another process has one of its chunks. All lock in the same order, so it will have the others,
+    // and two processes do not share a unit that both would have to fetch.
+    let mut theirs = None;
     for (mut claim, facts) in claims {
+        let unit = lot::UnitKey::of(&facts).map(|key| (claim.blob.facts.index, key));
         if is_believed(inner, &claim, &facts) {
             claim.land(&Outcome::Ready);
-        } else if !claim.try_lock() {
+        } else if unit.is_some() && unit == theirs || !claim.try_lock() {
+            theirs = unit;
             foreign.push((claim, facts));
         } else if is_cached(inner, &claim, &facts) {
             // Fetched by another process between our look and our lock; or found, and verified under the lock: by one
@@ -120,9 +126,7 @@ pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
         }
     }
     foreign::wait(inner, foreign);
-    let mut missing = shelf::serve(inner, missing);
-    missing.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
-    let mut missing = missing.into_iter().peekable();
+    let mut missing = shelf::serve(inner, missing).into_iter().peekable();
     while let Some(first) = missing.next() {
         let limit = inner.options.amplify_bytes.max(MERGED_FETCH_BYTES);
         let mut span = Span::new(&first.1, limit);
