@@ -1,10 +1,12 @@
 //! What a metadata file is (format, section 2).
 
+use super::NEWER_TOOLS;
 use super::RafsError;
 use super::image::Version;
 use super::tar;
 use super::toc;
 use super::toc::Section;
+use super::unknown;
 use super::v5;
 use super::v6;
 use crate::limits;
@@ -13,6 +15,9 @@ use crate::sys::view::ViewError;
 
 /// First bytes of gzip.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Readers of versions before RAFS v5.
+const OLDER_TOOLS: &str = "tools older than nydus v2 only";
 
 /// The bootstrap in an OCI bootstrap layer.
 const LAYER_MEMBER: &[u8] = b"image/image.boot";
@@ -51,8 +56,15 @@ pub fn detect(file: &View) -> Result<Content, RafsError> {
 
 /// The version of a plain bootstrap, by its magic numbers.
 pub(super) fn version(file: &View) -> Result<Option<Version>, RafsError> {
-    if within(file.u32_at(0))? == Some(v5::MAGIC) && within(file.u32_at(4))? == Some(v5::VERSION) {
-        return Ok(Some(Version::V5));
+    if within(file.u32_at(0))? == Some(v5::MAGIC) {
+        return match within(file.u32_at(4))? {
+            Some(v5::VERSION) => Ok(Some(Version::V5)),
+            Some(version) => {
+                let readers = if version < v5::VERSION { OLDER_TOOLS } else { NEWER_TOOLS };
+                Err(unknown(format!("RAFS version {version:#x}"), "the image", readers))
+            }
+            None => Ok(None),
+        };
     }
     if within(file.u32_at(v6::SUPERBLOCK))? == Some(v6::MAGIC)
         && within(file.u32_at(v6::FEATURES))?.is_some_and(|features| features & v6::RAFS_FEATURE != 0)

@@ -77,7 +77,7 @@ impl Image {
     /// tables, not the tree.
     ///
     /// # Errors
-    /// [`RafsError::Unsupported`] names a feature that is not served; [`RafsError::PlaceholderBlobId`] when the blob id
+    /// [`RafsError::Unknown`] names what only other tools read; [`RafsError::PlaceholderBlobId`] when the blob id
     /// is needed; [`RafsError::Malformed`] and [`RafsError::View`] for everything that is wrong.
     pub fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
         if view.len() > limits::MAX_BOOTSTRAP_BYTES {

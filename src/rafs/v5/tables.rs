@@ -110,7 +110,7 @@ fn read_extended(
     }
     let at = tables.extended_table.saturating_add(u64::from(index).saturating_mul(EXTENDED_ENTRY_BYTES));
     let raw: RawExtended = view.record_at(at)?;
-    facts.features = blob::v5_features(raw.features.get())?;
+    facts.features = blob::v5_features(raw.features.get(), &facts.id)?;
     facts.chunk_count = raw.chunk_count.get();
     facts.uncompressed_bytes = raw.uncompressed_bytes.get();
     facts.compressed_bytes = raw.compressed_bytes.get();

@@ -19,6 +19,7 @@ use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
 use self::blocks::Blocks;
+use super::NO_TOOLS;
 use super::RafsError;
 use super::blob;
 use super::blob::Flags;
@@ -29,6 +30,7 @@ use super::image::OpenOptions;
 use super::inode::Kind;
 use super::malformed;
 use super::part;
+use super::unknown;
 use crate::sys::view::View;
 
 /// Where the EROFS superblock is.
@@ -180,6 +182,10 @@ fn check_superblock(raw: &RawSuperblock, blocks: Blocks) -> Result<(), RafsError
         ("device table slot", 88, raw.device_slot.get().into(), DEVICE_TABLE_SLOT.into()),
         ("block size bits", 12, raw.block_bits.into(), blocks.bits().into()),
     ];
+    let strange = raw.incompatible.get() & !INCOMPATIBLE_FEATURES;
+    if strange != 0 {
+        return Err(unknown(format!("feature_incompat {strange:#x}"), "the EROFS image", NO_TOOLS));
+    }
     for (field, offset, found, expected) in rows {
         if found != expected {
             return Err(malformed(
