@@ -4,7 +4,7 @@
 //! [`lane`] (FUSE requests over a ring, every completion checked), [`fuse_client`] (the bytes of requests and replies),
 //! [`vmm`] (vhost-user messages), [`orders`] (in which order each VMM sends them), [`guest`] (all of it), [`tree`] (a
 //! whole mount compared with a [`manifest`]). It knows a daemon by its socket, or as a [`process`], only; so it drives
-//! any vhost-user-fs daemon, ours or a peer's.
+//! any vhost-user-fs daemon, ours or a peer's. [`room`] is ours in this very process, over a [`fault`] backend.
 
 pub mod driver;
 pub mod error;
@@ -21,6 +21,7 @@ pub mod memory;
 pub mod orders;
 pub mod process;
 pub mod readback;
+pub mod room;
 pub mod snapshot;
 pub mod tree;
 pub mod vmm;

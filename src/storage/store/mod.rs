@@ -51,6 +51,7 @@ use super::sync::Arc;
 use super::sync::AtomicBool;
 use super::sync::Ordering;
 use super::sync::Weak;
+use super::sync::now;
 use crate::limits::IN_FLIGHT_BYTES;
 use crate::limits::MAX_UNALIGNED_BLOB_BYTES;
 use crate::limits::PROBE_BYTES;
@@ -308,7 +309,7 @@ impl Inner {
 
     /// When a read that begins now is answered with an error.
     fn deadline(&self) -> Option<Instant> {
-        self.options.demand_deadline.map(|patience| Instant::now() + patience)
+        self.options.demand_deadline.map(|patience| now() + patience)
     }
 
     fn is_closing(&self) -> bool {

@@ -1,13 +1,21 @@
 //! The store against backends that misbehave, files that vanish and processes that die.
 
+#![cfg_attr(feature = "model", expect(dead_code, reason = "the model checker runs one of the modules only"))]
+
+#[cfg(not(feature = "model"))]
 mod cache;
+#[cfg(not(feature = "model"))]
 mod faults;
+#[cfg(not(feature = "model"))]
 mod flights;
+#[cfg(feature = "model")]
+mod model;
+#[cfg(not(feature = "model"))]
 mod races;
+#[cfg(not(feature = "model"))]
 mod reference;
 
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -30,6 +38,7 @@ use crate::storage::store::StoreOptions;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
+use crate::storage::sync::mpsc;
 use crate::sys::sink::MemorySink;
 use crate::testing::fault::Fault;
 use crate::testing::fault::FaultBackend;
