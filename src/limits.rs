@@ -141,7 +141,8 @@ pub const PROBE_BYTES: u32 = 1 << 20;
 /// Bytes of the buffer for probing and touching cache files, one per thread.
 pub const TOUCH_BUFFER_BYTES: usize = 64 << 10;
 
-/// Largest chunk information array that is fetched: 2^24 entries of 24 bytes (format, section 14, rule 21).
+/// Largest chunk information array that is fetched: 2^24 entries of 24 bytes (format, section 14, rule 21). With ZRan the
+/// dictionaries count too, some 32 KiB for each 512 KiB of the gzip file: enough for one of 6 GiB.
 pub const MAX_META_BYTES: u64 = (1 << 24) * 24;
 
 /// Largest uncompressed blob whose chunks are not aligned: chunk positions are packed into 38 bits.
@@ -236,3 +237,6 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// A storage thread without a job for this long gives its buffers back: longer than the pauses of a guest that starts,
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
+
+/// Largest dictionary of a ZRan context: the window of deflate.
+pub const MAX_ZRAN_DICTIONARY_BYTES: u32 = 32 << 10;

@@ -18,6 +18,7 @@ use crate::fuse::server::Server;
 use crate::limits::POOL_PATIENCE;
 use crate::metrics::Metrics;
 use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::MetaHolder;
 use crate::rafs::image::Image;
 use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::backend::Backend;
@@ -213,11 +214,13 @@ pub(super) fn check_blobs(served: &Served, backend: &LocalFs) -> Result<(), Daem
     Ok(())
 }
 
-/// How long the file of a blob is at least: its chunks, and its table of chunks with the header behind it.
+/// How long the file of a blob is at least: its chunks, and its table of chunks with the header behind it where it holds
+/// that itself.
 fn bytes_needed(blob: &BlobFacts) -> u64 {
     let table_end = blob
         .meta
         .as_ref()
+        .filter(|meta| meta.holder == MetaHolder::Blob)
         .map_or(0, |meta| meta.offset.saturating_add(meta.compressed_bytes).saturating_add(META_HEADER_BYTES));
     blob.data_bytes.max(table_end)
 }

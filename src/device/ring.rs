@@ -143,6 +143,7 @@ impl Ring {
     /// SET_VRING_NUM.
     pub(super) fn set_size(&self, size: u16) -> Wake {
         self.tell(|state| {
+            state.detach_disabled();
             state.layout.size = size;
             state.told.size = true;
         })
@@ -151,6 +152,7 @@ impl Ring {
     /// First half of SET_VRING_ADDR: guest addresses of the three areas.
     pub(super) fn set_addresses(&self, descriptors: u64, avail: u64, used: u64) {
         let mut state = self.lock();
+        state.detach_disabled();
         state.layout = Layout { descriptors, avail, used, ..state.layout };
     }
 
@@ -173,6 +175,7 @@ impl Ring {
     /// SET_VRING_BASE.
     pub(super) fn set_next_avail(&self, base: u16) -> Wake {
         self.tell(|state| {
+            state.detach_disabled();
             state.next_avail = base;
             state.told.base = true;
         })

@@ -150,6 +150,16 @@ impl State {
         (!self.layout.is_legal()).then_some(Broken::Illegal { size: self.layout.size })
     }
 
+    /// A VMM begins to set the ring up. If it runs, but is disabled, it was stopped without a word: User-Mode Linux and
+    /// alioth never send GET_VRING_BASE. It is detached then, as after a proper stop.
+    pub(super) fn detach_disabled(&mut self) {
+        match self.phase {
+            Phase::Running if !self.enabled => self.phase = Phase::Detached(Some(self.record())),
+            Phase::Broken if !self.enabled => self.phase = Phase::Stopped,
+            _ => {}
+        }
+    }
+
     /// Raises the epoch.
     pub(super) fn forget_parked(&mut self, phase: Phase) {
         self.phase = phase;

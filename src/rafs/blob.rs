@@ -21,8 +21,8 @@ const HAS_XATTR: u64 = 0x20;
 const COMPRESSION_GZIP: u64 = 0x40;
 const COMPRESSION_ZSTD: u64 = 0x80;
 const TARFS_MODE: u64 = 0x200;
-const ENCRYPTION_AES_128_XTS: u64 = 0x0200_0000;
-/// All bits with a meaning, and those reserved as compatible.
+/// All bits with a meaning, those for encryption (which the blob table tells of each blob), and those reserved as
+/// compatible.
 const KNOWN_FLAGS: u64 = 0x3ff | 0xff00_0000;
 
 /// Feature bits that a reader must understand.
@@ -37,18 +37,14 @@ pub(super) struct Flags {
     pub(super) digester: Digester,
     pub(super) has_owner_ids: bool,
     pub(super) has_xattrs: bool,
+    /// Blocks of 512 bytes, blobs that are tars; v6 only.
+    pub(super) is_tarfs: bool,
 }
 
 impl Flags {
     pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
         if raw & !KNOWN_FLAGS != 0 {
             return Err(malformed("superblock flags", at, format!("unknown bits {:#x}", raw & !KNOWN_FLAGS)));
-        }
-        if raw & TARFS_MODE != 0 {
-            return Err(RafsError::Unsupported("tarfs mode"));
-        }
-        if raw & ENCRYPTION_AES_128_XTS != 0 {
-            return Err(RafsError::Unsupported("encryption of blobs"));
         }
         let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
         let compressor = match compression {
@@ -64,7 +60,13 @@ impl Flags {
             HASH_SHA256 => Digester::Sha256,
             _ => return Err(malformed("superblock flags", at, "several digest algorithms")),
         };
-        Ok(Self { compressor, digester, has_owner_ids: raw & EXPLICIT_UID_GID != 0, has_xattrs: raw & HAS_XATTR != 0 })
+        Ok(Self {
+            compressor,
+            digester,
+            has_owner_ids: raw & EXPLICIT_UID_GID != 0,
+            has_xattrs: raw & HAS_XATTR != 0,
+            is_tarfs: raw & TARFS_MODE != 0,
+        })
     }
 }
 
@@ -94,25 +96,44 @@ pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
     if unknown != 0 {
         return Err(malformed("blob features", at, format!("unknown bits {unknown:#x}")));
     }
-    known_features(raw, at)
-}
-
-/// The feature bits of a v5 blob: unknown bits are dropped, as old builders left some there.
-pub(super) fn known_features(raw: u32, at: u64) -> Result<u32, RafsError> {
     let needs_v2 = feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
     if raw & needs_v2 != 0 && raw & feature::CHUNK_INFO_V2 == 0 {
         return Err(malformed("blob features", at, format!("{raw:#x} lacks CHUNK_INFO_V2")));
     }
-    if raw & feature::ALIGNED != 0 && raw & feature::TARFS != 0 {
-        return Err(malformed("blob features", at, "aligned and tarfs at once"));
+    if raw & feature::ZRAN != 0 && raw & feature::SEPARATE == 0 {
+        return Err(malformed("blob features", at, format!("{raw:#x}: ZRAN without SEPARATE")));
     }
+    for (bits, reason) in CONTRADICTIONS {
+        if raw & bits == bits {
+            return Err(malformed("blob features", at, format!("{raw:#x}: {reason} exclude each other")));
+        }
+    }
+    Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
+}
+
+/// Pairs of features of which a blob has at most one.
+const CONTRADICTIONS: [(u32, &str); 7] = [
+    (feature::ALIGNED | feature::TARFS, "ALIGNED and TARFS"),
+    // Blobs have one array of contexts.
+    (feature::ZRAN | feature::BATCH, "ZRAN and BATCH"),
+    // What is not ours is not encrypted by us; and the key stands where the digest of the separate file would be.
+    (feature::SEPARATE | feature::ENCRYPTED, "SEPARATE and ENCRYPTED"),
+    // The blob is a tar, and has no table.
+    (feature::TARFS | feature::SEPARATE, "TARFS and SEPARATE"),
+    (feature::TARFS | feature::ZRAN, "TARFS and ZRAN"),
+    (feature::TARFS | feature::BATCH, "TARFS and BATCH"),
+    (feature::TARFS | feature::ENCRYPTED, "TARFS and ENCRYPTED"),
+];
+
+/// The feature bits of a v5 blob. Unknown bits are dropped, as old builders left some there; what needs a table in the
+/// blob is refused, since v5 has none.
+pub(super) fn v5_features(raw: u32) -> Result<u32, RafsError> {
     let unsupported = [
-        (feature::TARFS, "tarfs mode"),
-        (feature::ZRAN, "ZRan (random access into gzip layers)"),
-        (feature::ENCRYPTED, "encryption of blobs"),
-        (feature::BATCH, "batching of chunks"),
-        (feature::EXTERNAL, "data in external blobs"),
-        (feature::SEPARATE, "metadata of a blob in a separate file"),
+        (feature::TARFS, "tarfs mode in RAFS v5"),
+        (feature::ZRAN, "ZRan in RAFS v5"),
+        // The builder takes the option, and forgets the key.
+        (feature::ENCRYPTED, "encryption in RAFS v5"),
+        (feature::BATCH, "batching of chunks in RAFS v5"),
     ];
     for (bit, name) in unsupported {
         if raw & bit != 0 {
@@ -184,18 +205,41 @@ mod tests {
         assert_eq!((old.compressor, old.digester), (Compressor::Lz4Block, Digester::Blake3));
         let reserved = Flags::parse(0x8500_0000 | COMPRESSION_ZSTD | HASH_SHA256 | EXPLICIT_UID_GID, 0).unwrap();
         assert!(reserved.has_owner_ids && !reserved.has_xattrs);
-        assert!(matches!(Flags::parse(TARFS_MODE, 0), Err(RafsError::Unsupported(name)) if name.contains("tarfs")));
+        assert!(Flags::parse(TARFS_MODE, 0).unwrap().is_tarfs && !reserved.is_tarfs);
     }
 
     #[test]
-    fn features_unknown_contradictory_and_unsupported_are_told_apart() {
-        assert!(matches!(features(0x1000, 0), Err(RafsError::Malformed { .. })));
-        assert_eq!(known_features(0x1001, 0).unwrap(), feature::ALIGNED);
+    fn features_unknown_and_contradictory_are_refused() {
+        const V2: u32 = feature::CHUNK_INFO_V2;
+        let separate_zran = feature::SEPARATE | feature::ZRAN | V2;
+        for bad in [
+            0x1000,
+            feature::BATCH,
+            feature::ENCRYPTED,
+            separate_zran & !V2,
+            separate_zran & !feature::SEPARATE,
+            separate_zran | feature::BATCH,
+            feature::SEPARATE | feature::ENCRYPTED | V2,
+            feature::ALIGNED | feature::TARFS,
+            feature::TARFS | feature::BATCH | V2,
+        ] {
+            assert!(matches!(features(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+        }
+        for good in
+            [separate_zran, feature::SEPARATE, feature::BATCH | feature::ENCRYPTED | V2, 0x600 | feature::EXTERNAL]
+        {
+            assert_eq!(features(good | feature::ALIGNED, 0).unwrap(), good | feature::ALIGNED);
+        }
         assert_eq!(features(0x0100_0001, 0).unwrap(), feature::ALIGNED);
-        assert!(matches!(features(feature::BATCH, 0), Err(RafsError::Malformed { .. })));
+    }
+
+    #[test]
+    fn features_of_v5_are_kept_as_far_as_they_are_known() {
+        assert_eq!(v5_features(0x1001).unwrap(), feature::ALIGNED);
+        assert_eq!(v5_features(feature::EXTERNAL).unwrap(), feature::EXTERNAL);
         let cases = [(feature::BATCH, "batch"), (feature::ZRAN, "ZRan"), (feature::ENCRYPTED, "encrypt")];
         for (bit, word) in cases {
-            let outcome = features(bit | feature::CHUNK_INFO_V2, 0);
+            let outcome = v5_features(bit | feature::CHUNK_INFO_V2);
             assert!(matches!(outcome, Err(RafsError::Unsupported(name)) if name.contains(word)), "{word}");
         }
     }

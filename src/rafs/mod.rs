@@ -12,6 +12,7 @@ pub mod chunks;
 pub mod detect;
 pub mod entries;
 pub mod facts;
+mod grid;
 pub mod image;
 pub mod inode;
 pub mod meta;

@@ -1,5 +1,7 @@
 //! The reader against images made in the test, whole and damaged.
 
+mod v5_blobs;
+
 use proptest::prelude::*;
 use smallvec::SmallVec;
 
@@ -15,7 +17,6 @@ use super::seek::Whence;
 use super::tar;
 use super::test_images;
 use super::test_images::CHUNK;
-use super::test_images::CHUNKS;
 use super::test_images::Content;
 use super::test_images::LAST_CHUNK;
 use super::test_images::V6_BLOB_TABLE;
@@ -206,7 +207,6 @@ fn v5_superblock_and_tables_that_break_a_rule_are_refused() {
         ("blob id", blob_table + 8, b"a/"),
         ("blob id", blob_table + 8, b".."),
         ("blob chunk count", extended + 3, &[1]),
-        ("blob features", extended + 4, &[0x80]),
         ("blob uncompressed size", extended + 15, &[1]),
         ("blob compressed size", extended + 23, &[1]),
     ];
@@ -228,6 +228,8 @@ fn v6_superblock_and_tables_that_break_a_rule_are_refused() {
         ("checksum", 1028, &[1]),
         ("feature_compat", 1032, &[1]),
         ("block size bits", 1036, &[13]),
+        ("block size bits", 1036, &[9]),
+        ("block size bits", 1153, &[2]),
         ("extension slots", 1037, &[1]),
         ("nid", 1038, &[0, 0]),
         ("inode count", 1040, &[0; 8]),
@@ -267,18 +269,6 @@ fn v6_superblock_and_tables_that_break_a_rule_are_refused() {
             other => panic!("{field} at {at}: {other:?}"),
         }
     }
-    let outcome = open(&patched(&good, &[(1036, &[9])])).err();
-    assert!(matches!(outcome, Some(RafsError::Unsupported("tarfs mode"))), "{outcome:?}");
-}
-
-#[test]
-fn v5_image_without_extended_blob_table_is_measured() {
-    let [good, _] = samples();
-    let image = open(&patched(&good, &[(68, &[0; 12])])).unwrap();
-    let blob = &image.blobs()[0];
-    assert!(!blob.chunk_count_known);
-    assert_eq!((blob.chunk_count, blob.uncompressed_bytes), (CHUNKS, u64::from(CHUNKS - 1) * CHUNK + LAST_CHUNK));
-    check::walk(&image).unwrap();
 }
 
 #[test]
@@ -521,7 +511,8 @@ fn read_everything(bytes: Vec<u8>) {
         let Ok(facts) = image.inode(ino) else { continue };
         let mut pieces = SmallVec::new();
         let _ = image.plan(&facts, 0..1 << 20, &mut pieces);
-        assert!(pieces.len() <= (1 << 20) / 4096);
+        // Those of a tar may be cut in two.
+        assert!(pieces.len() <= 2 * (1 << 20) / 4096 + 1);
         let _ = image.seek(&facts, 0, Whence::Data);
         let _ = image.symlink(&facts);
         let _ = image.xattr_names(&facts);
@@ -543,7 +534,7 @@ fn victims() -> Vec<Vec<u8>> {
     let mut victims = samples().to_vec();
     #[cfg(feature = "testing")]
     if let Some(images) = crate::testing::manifest::reference_images() {
-        for name in crate::testing::manifest::SERVED {
+        for name in super::reference_tests::folders() {
             let (view, _) = super::reference_tests::bootstrap(&images.join(name));
             victims.push(view.vec_at(0, view.len()).unwrap());
         }

@@ -123,7 +123,8 @@ impl Room {
         let thread = std::thread::spawn({
             let (stop, metrics) = (stop.clone(), Arc::clone(&metrics));
             let after_disconnect = AfterDisconnect::ListenAgain;
-            let options = device::Options { request_queues: REQUEST_QUEUES, tag: None, after_disconnect };
+            let tag = Some("nydus".to_owned());
+            let options = device::Options { request_queues: REQUEST_QUEUES, tag, after_disconnect };
             move || {
                 // Nobody listens when the test has failed already.
                 let _ = told.send(device::serve(server, listener, &options, &stop, metrics));

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use super::BLOCK_BYTES;
 use super::V6;
 use super::inode::CHUNK_INDEX_BYTES;
 use super::inode::Place;
@@ -17,6 +16,7 @@ use crate::rafs::malformed;
 /// What a chunk index states.
 pub(in crate::rafs) struct FileChunk {
     pub(in crate::rafs) blob: u32,
+    /// Index in the blob; without a meaning in tarfs mode.
     pub(in crate::rafs) index: u32,
     /// Offset in the uncompressed blob.
     pub(in crate::rafs) offset: u64,
@@ -33,12 +33,13 @@ impl V6 {
             .ok_or_else(|| malformed("chunk index", place.body, "reaches beyond the end of the metadata"))?;
         let [low, high, device, top, address @ ..]: [u8; CHUNK_INDEX_BYTES as usize] = self.view.array_at(at)?;
         let index = u32::from_le_bytes([low, high, top, 0]);
-        let offset = u64::from(u32::from_le_bytes(address)).saturating_mul(BLOCK_BYTES);
+        let offset = self.blocks.start(u32::from_le_bytes(address));
         let blob = device.checked_sub(1).and_then(|blob| self.blobs.get(usize::from(blob)));
         let Some(blob) = blob else {
             return Err(malformed("chunk device number", at, format!("{device} of {} blobs", self.blobs.len())));
         };
-        if index >= blob.chunk_count {
+        // In a tar only the offset means something.
+        if index >= blob.chunk_count && !self.flags.is_tarfs {
             return Err(malformed("chunk index", at, format!("{index} of {} chunks", blob.chunk_count)));
         }
         let chunk_bytes = u64::from(self.chunk_bytes);
@@ -50,8 +51,11 @@ impl V6 {
         Ok(FileChunk { blob: blob.index, index, offset })
     }
 
-    /// Builds the index over the chunk table.
+    /// Builds the index over the chunk table; that of tarfs means nothing (section 4.10).
     pub(in crate::rafs) fn chunk_index(&self) -> Result<ChunkIndex, RafsError> {
+        if self.flags.is_tarfs {
+            return Builder::new(self.view.clone(), Arc::clone(&self.blobs), Source::Grid).finish();
+        }
         let source = Source::V6 { table: self.chunk_table };
         let mut builder = Builder::new(self.view.clone(), Arc::clone(&self.blobs), source);
         for number in 0..u32::try_from(self.chunk_records).unwrap_or(u32::MAX) {

@@ -10,7 +10,6 @@ use zerocopy::Unaligned;
 use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U64;
 
-use super::BLOCK_BYTES;
 use super::V6;
 use super::inode::Place;
 use crate::limits;
@@ -172,7 +171,7 @@ impl V6 {
         let needle = Needle::new(name);
         // Invariant: blocks below `low` start with a name <= `name`, those from `high` on with a greater one. The first
         // block needs no look: what is not in it if the name sorts before all others is not found there either.
-        let (mut low, mut high) = (1u64, size.div_ceil(BLOCK_BYTES));
+        let (mut low, mut high) = (1u64, self.blocks.count(size));
         while low < high {
             let middle = low.midpoint(high);
             let (at, len) = self.data_block(place, size, middle);
@@ -233,7 +232,7 @@ impl<'a> Cursor<'a> {
         };
         let slot = self.slot;
         self.slot = slot.saturating_add(1);
-        // Block numbers of a file below 2 GiB have 19 bits, slots 9: nothing is lost, and the sum is never 0.
+        // Block numbers of a file below 2 GiB have at most 22 bits, slots 9: nothing is lost, and the sum is never 0.
         let next = self.number << SLOT_BITS | self.slot;
         match read(&block, slot, self.dir, &mut self.name) {
             Ok((name, ino, kind)) => Some(Ok(DirEntry { name, ino, kind: kind.dirent_type(), next })),
@@ -248,7 +247,7 @@ impl<'a> Cursor<'a> {
     #[inline]
     fn advance(&mut self) -> Result<Option<Block<'a>>, RafsError> {
         loop {
-            if self.number.checked_mul(BLOCK_BYTES).is_none_or(|offset| offset >= self.size) {
+            if self.number.checked_mul(self.image.blocks.bytes()).is_none_or(|offset| offset >= self.size) {
                 return Ok(None);
             }
             let block = match self.block {

@@ -10,7 +10,6 @@ use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
-use super::BLOCK_BYTES;
 use super::V6;
 use crate::limits;
 use crate::rafs::RafsError;
@@ -196,17 +195,17 @@ impl V6 {
         }
         let mut at_block = size;
         if place.layout == Layout::FlatInline {
-            let tail = match size % BLOCK_BYTES {
-                0 => size.min(BLOCK_BYTES),
+            let tail = match self.blocks.rest(size) {
+                0 => size.min(self.blocks.bytes()),
                 tail => tail,
             };
             at_block = size.saturating_sub(tail);
             let end = place.body.saturating_add(tail);
-            if end > self.view.len() || place.at / BLOCK_BYTES != end.saturating_sub(1) / BLOCK_BYTES {
+            if end > self.view.len() || self.blocks.holding(place.at) != self.blocks.holding(end.saturating_sub(1)) {
                 return Err(malformed("inline data", place.at, format!("{tail} bytes leave the inode's block")));
             }
         }
-        let start = u64::from(place.block).saturating_mul(BLOCK_BYTES);
+        let start = self.blocks.start(place.block);
         if at_block != 0 && start.checked_add(at_block).is_none_or(|end| end > self.view.len()) {
             let reason = format!("{at_block} bytes at {start:#x} reach beyond the end of the metadata");
             return Err(malformed("inode data", place.at, reason));
@@ -232,23 +231,26 @@ impl V6 {
     #[inline]
     pub(super) fn data_block(&self, place: &Place, size: u64, number: u64) -> (u64, u64) {
         // The inode's data lie inside the file (`check_body`), so nothing overflows.
-        let offset = number.saturating_mul(BLOCK_BYTES);
-        let bytes = size.saturating_sub(offset).min(BLOCK_BYTES);
+        let offset = number.saturating_mul(self.blocks.bytes());
+        let bytes = size.saturating_sub(offset).min(self.blocks.bytes());
         let is_last = offset.saturating_add(bytes) >= size;
         let at = if place.layout == Layout::FlatInline && is_last {
             place.body
         } else {
-            u64::from(place.block).saturating_mul(BLOCK_BYTES).saturating_add(offset)
+            self.blocks.start(place.block).saturating_add(offset)
         };
         (at, bytes)
     }
 
-    /// The target of a symlink whose facts were checked: it fits one block.
+    /// The target of a symlink whose facts were checked: at most 4095 bytes, one block or some sectors.
     pub(in crate::rafs) fn symlink(&self, place: &Place, size: u64) -> Result<Vec<u8>, RafsError> {
-        let (at, bytes) = self.data_block(place, size, 0);
-        let target = self.view.vec_at(at, bytes)?;
+        let mut target = Vec::new();
+        for number in 0..self.blocks.count(size) {
+            let (at, bytes) = self.data_block(place, size, number);
+            target.extend(self.view.vec_at(at, bytes)?);
+        }
         if target.contains(&0) {
-            return Err(malformed("symlink target", at, "contains NUL"));
+            return Err(malformed("symlink target", place.at, "contains NUL"));
         }
         Ok(target)
     }

@@ -1,5 +1,6 @@
 //! RAFS v6 (format, section 4): an EROFS image with one extra device per blob. Superblocks and tables.
 
+mod blocks;
 pub(super) mod chunks;
 pub(super) mod dir;
 pub(super) mod inode;
@@ -17,6 +18,7 @@ use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
+use self::blocks::Blocks;
 use super::RafsError;
 use super::blob;
 use super::blob::Flags;
@@ -38,10 +40,6 @@ pub(super) const RAFS_FEATURE: u32 = 0x4000_0000;
 /// Where the compatible features are.
 pub(super) const FEATURES: u64 = SUPERBLOCK + 8;
 
-/// Block size; the 512 bytes of tarfs are refused when an image is opened.
-pub(super) const BLOCK_BYTES: u64 = 4096;
-const BLOCK_BITS: u8 = 12;
-
 /// Unit of a nid.
 const NID_BYTES: u64 = 32;
 
@@ -51,8 +49,6 @@ const DEVICE_TABLE: u64 = 1408;
 const DEVICE_TABLE_SLOT: u16 = 11;
 /// Chunked files and a device table.
 const INCOMPATIBLE_FEATURES: u32 = 0xc;
-/// Block size bits of tarfs.
-const TARFS_BLOCK_BITS: u8 = 9;
 
 /// The EROFS superblock as stored (section 4.2).
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -101,6 +97,7 @@ pub(super) struct V6 {
     pub(super) blobs: Arc<[BlobFacts]>,
     pub(super) flags: Flags,
     pub(super) chunk_bytes: u32,
+    blocks: Blocks,
     /// Inodes as the superblock counts them: paths.
     pub(super) inodes: u64,
     pub(super) root: u32,
@@ -119,17 +116,19 @@ impl V6 {
         let extended: RawExtended = view.record_at(EXTENDED_SUPERBLOCK)?;
         // The flags come first: they name what is not served, the rest would only look malformed.
         let flags = Flags::parse(extended.flags.get(), EXTENDED_SUPERBLOCK)?;
-        check_superblock(&raw)?;
+        let blocks = if flags.is_tarfs { Blocks::SECTORS } else { Blocks::PAGES };
+        check_superblock(&raw, blocks)?;
         let chunk_bytes = blob::chunk_bytes(extended.chunk_bytes.get(), EXTENDED_SUPERBLOCK.saturating_add(20))?;
         check_tables(&raw, &extended, view.len())?;
-        let blobs = tables::read(&view, &extended, raw.devices.get(), options)?;
+        let blobs = tables::Tables { extended: &extended, blocks, options }.read(&view, raw.devices.get())?;
         let image = Self {
             blobs: blobs.into(),
             flags,
             chunk_bytes,
             inodes: raw.inodes.get(),
             root: raw.root_nid.get().into(),
-            meta: u64::from(raw.meta_block.get()).saturating_mul(BLOCK_BYTES),
+            blocks,
+            meta: blocks.start(raw.meta_block.get()),
             chunk_table: extended.chunk_table.get(),
             chunk_records: extended.chunk_table_bytes.get() / RECORD_BYTES,
             prefetch_table: extended.prefetch_table.get(),
@@ -169,7 +168,7 @@ impl V6 {
 }
 
 /// Section 14, rule 16. Times, uuid, name and block count have no effect and are not looked at.
-fn check_superblock(raw: &RawSuperblock) -> Result<(), RafsError> {
+fn check_superblock(raw: &RawSuperblock, blocks: Blocks) -> Result<(), RafsError> {
     let rows: [(&'static str, u64, u64, u64); 9] = [
         ("EROFS magic", 0, raw.magic.get().into(), MAGIC.into()),
         ("checksum", 4, raw.checksum.get().into(), 0),
@@ -179,11 +178,8 @@ fn check_superblock(raw: &RawSuperblock) -> Result<(), RafsError> {
         ("feature_incompat", 80, raw.incompatible.get().into(), INCOMPATIBLE_FEATURES.into()),
         ("union", 84, raw.union.get().into(), 0),
         ("device table slot", 88, raw.device_slot.get().into(), DEVICE_TABLE_SLOT.into()),
-        ("block size bits", 12, raw.block_bits.into(), BLOCK_BITS.into()),
+        ("block size bits", 12, raw.block_bits.into(), blocks.bits().into()),
     ];
-    if raw.block_bits == TARFS_BLOCK_BITS {
-        return Err(RafsError::Unsupported("tarfs mode"));
-    }
     for (field, offset, found, expected) in rows {
         if found != expected {
             return Err(malformed(
@@ -244,7 +240,6 @@ mod tests {
             id: "blob".to_owned(),
             features: feature::ALIGNED,
             chunk_count: 136,
-            chunk_count_known: true,
             chunk_bytes: 4096,
             uncompressed_bytes: 557_056,
             compressed_bytes: 66_076,
@@ -260,6 +255,7 @@ mod tests {
             blobs: Arc::new([blob]),
             flags: Flags::parse(0x24, 0).unwrap(),
             chunk_bytes: 4096,
+            blocks: Blocks::PAGES,
             inodes: 1,
             root: 128,
             meta: 0,

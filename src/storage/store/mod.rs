@@ -213,8 +213,7 @@ fn open_files(
     blob: &BlobFacts,
     boot_id: [u8; 16],
 ) -> Result<Option<Generation>, CacheError> {
-    // v5 images without extended table do not say how large anything is; upstream keeps no map of them either.
-    let is_sized = blob.chunk_count_known && blob.chunk_count > 0 && blob.uncompressed_bytes > 0;
+    let is_sized = blob.chunk_count > 0 && blob.uncompressed_bytes > 0;
     let Some(directory) = directory.filter(|_| is_sized) else { return Ok(None) };
     if blob.features & feature::ALIGNED == 0 && blob.uncompressed_bytes > MAX_UNALIGNED_BLOB_BYTES {
         return Err(CacheError::TooLarge { id: blob.id.clone(), bytes: blob.uncompressed_bytes });

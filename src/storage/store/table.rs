@@ -149,9 +149,7 @@ fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
     if !ends_within(chunk.compressed_offset, chunk.compressed_bytes, blob.data_bytes) {
         return Some("its stored bytes lie outside the data of the blob");
     }
-    if blob.chunk_count_known
-        && !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes)
-    {
+    if !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes) {
         return Some("it lies outside the uncompressed blob");
     }
     None

@@ -27,25 +27,25 @@ use crate::support::eventually;
 use crate::support::find;
 use crate::support::read_file;
 
-const READS: usize = 256;
+pub const READS: usize = 256;
 const READ_BYTES: usize = 4096;
 
-const GUEST: GuestOptions =
+pub const GUEST: GuestOptions =
     GuestOptions { request_queues: 1, depth: READS + 20, reply_bytes: 64 << 10, ..GuestOptions::LINUX };
 
 /// A guest with 256 reads parked on a backend that hangs; `/warm` and all small files have been read before.
-struct Parked {
-    guest: Guest,
+pub struct Parked {
+    pub guest: Guest,
     warm: EntryReply,
     cold: EntryReply,
     /// Unique number and offset of each parked read.
     reads: Vec<(u64, usize)>,
-    room: Room,
+    pub room: Room,
     _demo: Demo,
 }
 
 impl Parked {
-    fn new(options: &GuestOptions) -> Self {
+    pub fn new(options: &GuestOptions) -> Self {
         let demo = Demo::new();
         let room = demo.room();
         let mut guest = Guest::boot(&room.socket, options).unwrap();
@@ -59,7 +59,7 @@ impl Parked {
     }
 
     /// Sends the reads, each of another chunk, and waits until all are parked.
-    fn park(&mut self) {
+    pub fn park(&mut self) {
         let before = self.room.metrics.storage.parked_reads.get();
         let lane = self.guest.lane(1);
         for n in 0..READS {
@@ -73,7 +73,7 @@ impl Parked {
     }
 
     /// Reads what is warm and asks for metadata, request after request.
-    fn expect_service(&mut self) {
+    pub fn expect_service(&mut self) {
         assert_eq!(read_file(&mut self.guest, &self.warm, 64 << 10), Demo::warm());
         let dir = find(&mut self.guest, "/dir").node;
         let mut names = 0;
@@ -91,13 +91,13 @@ impl Parked {
     }
 
     /// Lets the backend answer.
-    fn release(&self) {
+    pub fn release(&self) {
         self.room.faults.set(Fault::None);
         self.room.faults.release(Release::LastFirst);
     }
 
     /// All parked reads complete with the right bytes, the guest being interrupted for them.
-    fn expect_all(&mut self) {
+    pub fn expect_all(&mut self) {
         let content = Demo::cold();
         for (unique, offset) in std::mem::take(&mut self.reads) {
             let done = self.guest.lane(1).wait_for(unique, PATIENCE).unwrap();
@@ -106,8 +106,15 @@ impl Parked {
         }
     }
 
+    /// The VMM goes; `next` is the guest of another one, which waits for that.
+    pub fn followed_by(self, next: impl FnOnce() -> Guest) -> Self {
+        let Self { guest, warm, cold, reads, room, _demo } = self;
+        drop(guest);
+        Self { guest: next(), warm, cold, reads, room, _demo }
+    }
+
     /// The backend answers, and nothing of it reaches a guest that has forgotten the reads.
-    fn expect_dropped(&mut self) {
+    pub fn expect_dropped(&mut self) {
         self.reads.clear();
         let fetched = self.room.metrics.storage.chunks_fetched.get();
         self.release();
@@ -216,9 +223,7 @@ fn next_vmm_is_served_after_a_disconnect_with_parked_reads() {
     let memory = Arc::clone(parked.guest.memory());
     // The second VMM is in the backlog until the first has gone, so it is started from another thread.
     let next = std::thread::spawn(move || Guest::boot(&socket, &GUEST).unwrap());
-    let Parked { guest, warm, cold, reads, room, _demo } = parked;
-    drop(guest);
-    let mut parked = Parked { guest: next.join().unwrap(), warm, cold, reads, room, _demo };
+    let mut parked = parked.followed_by(|| next.join().unwrap());
     let left = memory.digest(SLOTS);
     parked.expect_service();
     parked.expect_dropped();

@@ -109,7 +109,6 @@ impl Rig {
             id: ID.into(),
             features: 0,
             chunk_count: count,
-            chunk_count_known: true,
             chunk_bytes: chunk_bytes.next_power_of_two(),
             uncompressed_bytes: plain.len() as u64,
             compressed_bytes: stored.len() as u64,
