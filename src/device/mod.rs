@@ -37,6 +37,9 @@ mod hostile_tests;
 #[cfg(feature = "testing")]
 mod life_tests;
 #[cfg(test)]
+#[cfg(feature = "model")]
+mod model_tests;
+#[cfg(test)]
 #[cfg(feature = "testing")]
 mod rig;
 #[cfg(test)]

@@ -11,13 +11,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -37,6 +30,13 @@ use crate::metrics::Metrics;
 use crate::metrics::QueueCounters;
 use crate::sys::guest::GuestMap;
 use crate::sys::guest::Unreachable;
+use crate::sys::sync::Arc;
+use crate::sys::sync::AtomicBool;
+use crate::sys::sync::Condvar;
+use crate::sys::sync::Mutex;
+use crate::sys::sync::MutexGuard;
+use crate::sys::sync::Ordering;
+use crate::sys::sync::PoisonError;
 
 /// What all rings of one connection share.
 #[derive(Debug)]

@@ -20,6 +20,7 @@ use super::facts::ChunkFacts;
 use super::facts::Coding;
 use super::facts::Digest;
 use super::facts::Seal;
+use super::facts::feature;
 use super::grid;
 use super::malformed;
 use crate::limits;
@@ -51,9 +52,21 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// What the record at `at` of a v5 image states, checked against its blob (section 14, rule 9).
+    /// Index in its blob and what the record at `at` of a v5 image states, checked against its blob (section 14, rule 9).
     #[inline]
-    pub(super) fn facts(&self, at: u64, blobs: &[BlobFacts]) -> Result<ChunkFacts, RafsError> {
+    pub(super) fn facts(
+        &self,
+        at: u64,
+        blobs: &[BlobFacts],
+        numbering: &Numbering,
+    ) -> Result<(u32, ChunkFacts), RafsError> {
+        let facts = self.describe(at, blobs)?;
+        Ok((numbering.index(self, at, self.blob_of(at, blobs)?)?, facts))
+    }
+
+    /// What the record at `at` of a v5 image states, checked but for its index.
+    #[inline]
+    pub(super) fn describe(&self, at: u64, blobs: &[BlobFacts]) -> Result<ChunkFacts, RafsError> {
         let blob = self.blob_of(at, blobs)?;
         let flags = self.flags.get();
         if flags & (HOLE | ENCRYPTED | BATCH) != 0 {
@@ -65,47 +78,90 @@ impl Record {
             uncompressed_offset: self.uncompressed_offset.get(),
             uncompressed_bytes: self.uncompressed_bytes.get(),
             coding: if flags & COMPRESSED == 0 { Coding::Plain } else { Coding::Compressed },
-            digest: Some(self.digest),
+            digest: self.known_digest(blob),
             crc32c: (flags & HAS_CRC32C != 0).then(|| self.crc32c.get()),
         };
         check_ranges(&facts, at, blob)?;
+        let is_external = blob.features & feature::EXTERNAL != 0;
+        if is_external && (facts.coding != Coding::Plain || facts.compressed_offset != facts.uncompressed_offset) {
+            let reason = format!("{:#x}, stored at {:#x}", facts.uncompressed_offset, facts.compressed_offset);
+            return Err(malformed("chunk uncompressed offset", at, reason + ": external blobs are used as they are"));
+        }
         Ok(facts)
+    }
+
+    /// The digest, if there is one: those who describe external blobs have not read them, and leave zeros.
+    #[inline]
+    fn known_digest(&self, blob: &BlobFacts) -> Option<Digest> {
+        (blob.features & feature::EXTERNAL == 0 || self.digest != [0; 32]).then_some(self.digest)
     }
 
     /// What the record at `at` of a v6 image seals, checked against its blob. Where the stored bytes are is told by the
     /// blob's own table; the record does not know it of chunks that share them.
-    fn seal(&self, at: u64, blobs: &[BlobFacts]) -> Result<Seal, RafsError> {
+    fn seal(&self, at: u64, blobs: &[BlobFacts]) -> Result<Option<Seal>, RafsError> {
         let blob = self.blob_of(at, blobs)?;
-        let seal = Seal {
-            digest: self.digest,
-            uncompressed_offset: self.uncompressed_offset.get(),
-            uncompressed_bytes: self.uncompressed_bytes.get(),
-        };
-        check_plain_range(seal.uncompressed_offset, seal.uncompressed_bytes, at, blob)?;
-        Ok(seal)
+        let (uncompressed_offset, uncompressed_bytes) = (self.uncompressed_offset.get(), self.uncompressed_bytes.get());
+        check_plain_range(uncompressed_offset, uncompressed_bytes, at, blob)?;
+        Ok(self.known_digest(blob).map(|digest| Seal { digest, uncompressed_offset, uncompressed_bytes }))
     }
 
-    /// The blob that the record refers to, which must have such a chunk.
+    /// The blob that the record refers to.
     #[inline]
     fn blob_of<'a>(&self, at: u64, blobs: &'a [BlobFacts]) -> Result<&'a BlobFacts, RafsError> {
         let blob_index = self.blob.get();
         let Some(blob) = usize::try_from(blob_index).ok().and_then(|index| blobs.get(index)) else {
             return Err(malformed("chunk blob index", at, format!("{blob_index} of {} blobs", blobs.len())));
         };
-        if self.index.get() >= blob.chunk_count {
-            return Err(malformed("chunk index", at, format!("{} of {} chunks", self.index, blob.chunk_count)));
-        }
         Ok(blob)
     }
 
-    /// Whether both records describe the same bytes. Where in a file they were met does not count.
+    /// Whether both records, of one chunk, describe the same bytes. Where in a file they were met does not count, nor an
+    /// index that has no meaning.
     fn describes_same(&self, other: &Self) -> bool {
-        Self { file_offset: U64::ZERO, ..*self }.as_bytes() == Self { file_offset: U64::ZERO, ..*other }.as_bytes()
+        let bare = |record: &Self| Self { file_offset: U64::ZERO, index: U32::ZERO, ..*record };
+        bare(self).as_bytes() == bare(other).as_bytes()
     }
+}
 
-    /// Blob and chunk index in one number, which orders the index.
-    fn key(&self) -> u64 {
-        key(self.blob.get(), self.index.get())
+/// Where the index of a chunk in its blob comes from.
+#[derive(Debug, Clone)]
+pub(super) enum Numbering {
+    /// The record states it.
+    Stored,
+    /// Old v5: the records state none. It is the rank of the chunk's place in the uncompressed blob.
+    Ranked(Arc<Ranks>),
+}
+
+/// For each blob the offsets of its chunks in the uncompressed blob, ascending.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    offsets: Vec<Vec<u64>>,
+}
+
+impl Ranks {
+    /// `offsets` must ascend without repetition, for each blob.
+    pub(super) fn new(offsets: Vec<Vec<u64>>) -> Self {
+        Self { offsets }
+    }
+}
+
+impl Numbering {
+    /// The index of the chunk that the record at `at` describes, in `blob`.
+    #[inline]
+    fn index(&self, record: &Record, at: u64, blob: &BlobFacts) -> Result<u32, RafsError> {
+        let index = match self {
+            Self::Stored => record.index.get(),
+            Self::Ranked(ranks) => {
+                let offsets = usize::try_from(blob.index).ok().and_then(|blob| ranks.offsets.get(blob));
+                let rank = offsets.and_then(|offsets| offsets.binary_search(&record.uncompressed_offset.get()).ok());
+                // Not found only if the record has changed since the image was opened.
+                rank.and_then(|rank| u32::try_from(rank).ok()).unwrap_or(u32::MAX)
+            }
+        };
+        if index < blob.chunk_count {
+            return Ok(index);
+        }
+        Err(malformed("chunk index", at, format!("{index} of {} chunks", blob.chunk_count)))
     }
 }
 
@@ -160,10 +216,10 @@ fn check_plain_range(offset: u64, bytes: u32, at: u64, blob: &BlobFacts) -> Resu
 }
 
 /// How the numbers in the index become offsets of records, and what records are good for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Source {
     /// Number × 8 is the offset; the record is complete.
-    V5,
+    V5(Numbering),
     /// The number counts records from this offset; they seal chunks that the blobs' own tables describe.
     V6 { table: u64 },
     /// There are none: chunks are the parts of a grid.
@@ -171,12 +227,22 @@ pub(super) enum Source {
 }
 
 impl Source {
-    fn offset(self, number: u32) -> u64 {
+    fn offset(&self, number: u32) -> u64 {
         match self {
-            Self::V5 | Self::Grid => u64::from(number).wrapping_mul(8),
+            Self::V5(_) | Self::Grid => u64::from(number).wrapping_mul(8),
             // A u32 times 80 is far below 2^64, and the table's offset lies in the file.
             Self::V6 { table } => table.saturating_add(u64::from(number).wrapping_mul(RECORD_BYTES)),
         }
+    }
+
+    /// Blob and index of a record in one number, which orders the index.
+    fn key(&self, record: &Record, at: u64, blobs: &[BlobFacts]) -> Result<u64, RafsError> {
+        let blob = record.blob_of(at, blobs)?;
+        let index = match self {
+            Self::V5(numbering) => numbering.index(record, at, blob)?,
+            Self::V6 { .. } | Self::Grid => Numbering::Stored.index(record, at, blob)?,
+        };
+        Ok(key(blob.index, index))
     }
 }
 
@@ -210,11 +276,11 @@ impl Builder {
     pub(super) fn add(&mut self, number: u32, record: &Record) -> Result<(), RafsError> {
         let at = self.source.offset(number);
         match self.source {
-            Source::V5 => record.facts(at, &self.blobs).map(drop)?,
+            Source::V5(_) => record.describe(at, &self.blobs).map(drop)?,
             Source::V6 { .. } => record.seal(at, &self.blobs).map(drop)?,
             Source::Grid => {}
         }
-        self.found.push((record.key(), number));
+        self.found.push((self.source.key(record, at, &self.blobs)?, number));
         Ok(())
     }
 
@@ -236,7 +302,8 @@ impl Builder {
                     }
                     continue;
                 }
-                Some((last_key, known)) if last_key >> 32 == key >> 32 => {
+                // What is used as it is may overlap: the bytes are the same.
+                Some((last_key, known)) if last_key >> 32 == key >> 32 && !self.is_external(&record) => {
                     let end = known.uncompressed_offset.get().saturating_add(known.uncompressed_bytes.get().into());
                     if record.uncompressed_offset.get() < end {
                         let reason = format!("blob {} chunk {} overlaps the chunk before", record.blob, record.index);
@@ -261,6 +328,12 @@ impl Builder {
         records.shrink_to_fit();
         Ok(ChunkIndex { view: self.view, blobs: self.blobs, source: self.source, starts, records })
     }
+
+    /// Whether the record is of an external blob of v5.
+    fn is_external(&self, record: &Record) -> bool {
+        let blob = usize::try_from(record.blob.get()).ok().and_then(|blob| self.blobs.get(blob));
+        matches!(self.source, Source::V5(_)) && blob.is_some_and(|blob| blob.features & feature::EXTERNAL != 0)
+    }
 }
 
 impl ChunkIndex {
@@ -272,16 +345,15 @@ impl ChunkIndex {
     /// A lost or malformed bootstrap.
     pub fn chunk(&self, blob: u32, chunk: u32) -> Result<Option<ChunkFacts>, RafsError> {
         match self.source {
-            Source::V5 => {}
-            Source::V6 { .. } => return Ok(None),
+            Source::V5(_) => match self.find(blob, chunk)? {
+                Some((at, record)) => record.describe(at, &self.blobs).map(Some),
+                None => Ok(None),
+            },
+            Source::V6 { .. } => Ok(None),
             Source::Grid => {
                 let blob = usize::try_from(blob).ok().and_then(|blob| self.blobs.get(blob));
-                return Ok(blob.and_then(|blob| grid::facts(blob, chunk)));
+                Ok(blob.and_then(|blob| grid::facts(blob, chunk)))
             }
-        }
-        match self.find(blob, chunk)? {
-            Some((at, record)) => record.facts(at, &self.blobs).map(Some),
-            None => Ok(None),
         }
     }
 
@@ -290,7 +362,10 @@ impl ChunkIndex {
     /// # Errors
     /// A lost or malformed bootstrap.
     pub fn digest(&self, blob: u32, chunk: u32) -> Result<Option<Digest>, RafsError> {
-        Ok(self.find(blob, chunk)?.map(|(_, record)| record.digest))
+        match self.find(blob, chunk)? {
+            Some((at, record)) => Ok(record.known_digest(record.blob_of(at, &self.blobs)?)),
+            None => Ok(None),
+        }
     }
 
     /// What a chunk must be, whoever describes where its stored bytes are; `None` as for [`ChunkIndex::digest`].
@@ -299,7 +374,7 @@ impl ChunkIndex {
     /// A lost or malformed bootstrap.
     pub fn seal(&self, blob: u32, chunk: u32) -> Result<Option<Seal>, RafsError> {
         match self.find(blob, chunk)? {
-            Some((at, record)) => record.seal(at, &self.blobs).map(Some),
+            Some((at, record)) => record.seal(at, &self.blobs),
             None => Ok(None),
         }
     }
@@ -321,7 +396,7 @@ impl ChunkIndex {
         let guess = usize::try_from(chunk).unwrap_or(usize::MAX);
         if let Some(&number) = records.get(guess) {
             let (at, record) = self.record(number)?;
-            if record.key() == wanted {
+            if self.source.key(&record, at, &self.blobs)? == wanted {
                 return Ok(Some((at, record)));
             }
         }
@@ -330,7 +405,7 @@ impl ChunkIndex {
             let middle = low.midpoint(high);
             let Some(&number) = records.get(middle) else { break };
             let (at, record) = self.record(number)?;
-            match record.key().cmp(&wanted) {
+            match self.source.key(&record, at, &self.blobs)?.cmp(&wanted) {
                 std::cmp::Ordering::Equal => return Ok(Some((at, record))),
                 std::cmp::Ordering::Less => low = middle.saturating_add(1),
                 std::cmp::Ordering::Greater => high = middle,

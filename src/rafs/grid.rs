@@ -64,7 +64,6 @@ mod tests {
             id: "tar".to_owned(),
             features: feature::TARFS,
             chunk_count: count(bytes, 4096) as u32,
-            chunk_count_known: true,
             chunk_bytes: 4096,
             uncompressed_bytes: bytes,
             compressed_bytes: bytes,

@@ -288,14 +288,11 @@ impl Image {
         match (&self.format, &inode.place) {
             (Format::V5(image), Place::V5(place)) => {
                 let chunks = image.chunk_list(place, inode.size)?;
-                self.cut(
-                    range.start..end,
-                    |number| {
-                        let chunk = chunks.get(number)?;
-                        Ok((chunk.blob, chunk.index, chunk.facts.uncompressed_offset))
-                    },
-                    out,
-                )
+                let chunk = |number| {
+                    let chunk = chunks.get(number)?;
+                    Ok((chunk.blob, chunk.index, chunk.facts.uncompressed_offset))
+                };
+                cut(range.start..end, place.chunk_bytes, chunk, out)
             }
             (Format::V6(image), Place::V6(place)) => {
                 let chunk = |number| {
@@ -304,44 +301,15 @@ impl Image {
                 };
                 if image.flags.is_tarfs {
                     let mut ranges = SmallVec::new();
-                    self.cut(range.start..end, chunk, &mut ranges)?;
+                    cut(range.start..end, image.chunk_bytes, chunk, &mut ranges)?;
                     return ranges
                         .iter()
                         .try_for_each(|piece| grid::cut(piece, image.chunk_bytes, |piece| out.push(piece)));
                 }
-                self.cut(range.start..end, chunk, out)
+                cut(range.start..end, image.chunk_bytes, chunk, out)
             }
             _ => Err(other_image()),
         }
-    }
-
-    /// Cuts `range` at chunk borders. `chunk` tells blob, index and offset of a chunk of the file, by its number.
-    #[inline]
-    fn cut(
-        &self,
-        range: Range<u64>,
-        chunk: impl Fn(u64) -> Result<(u32, u32, u64), RafsError>,
-        out: &mut SmallVec<[Piece; 8]>,
-    ) -> Result<(), RafsError> {
-        let shift = self.chunk_bytes().trailing_zeros();
-        let chunk_bytes = u64::from(self.chunk_bytes());
-        let mut at = range.start;
-        while at < range.end {
-            let number = at.wrapping_shr(shift);
-            let skip = at & chunk_bytes.wrapping_sub(1);
-            let len = range.end.wrapping_sub(at).min(chunk_bytes.wrapping_sub(skip));
-            let (blob, chunk, start) = chunk(number)?;
-            out.push(Piece {
-                blob,
-                chunk,
-                // The chunk lies inside its blob, which was checked, and `skip` inside the chunk.
-                offset: start.wrapping_add(skip),
-                len: u32::try_from(len).unwrap_or(u32::MAX),
-            });
-            // `len` is at least 1 and ends at the range's end at the latest.
-            at = at.wrapping_add(len);
-        }
-        Ok(())
     }
 
     /// The next data, or hole, at or behind `offset`; `None` is `ENXIO`. A hole is a run of chunks whose digest is that
@@ -354,7 +322,10 @@ impl Image {
         if inode.kind != Kind::Regular {
             return Err(RafsError::NotRegular);
         }
-        let chunk_bytes = u64::from(self.chunk_bytes());
+        let chunk_bytes = u64::from(match &inode.place {
+            Place::V5(place) => place.chunk_bytes,
+            Place::V6(_) => self.chunk_bytes(),
+        });
         let wants_hole = whence == Whence::Hole;
         let mut at = offset;
         while at < inode.size {
@@ -418,6 +389,36 @@ impl Image {
             Format::V6(image) => &image.view,
         }
     }
+}
+
+/// Cuts `range` of a file at the borders of its chunks of `chunk_bytes`. `chunk` tells blob, index and offset of a chunk, by
+/// its number in the file.
+#[inline]
+fn cut(
+    range: Range<u64>,
+    chunk_bytes: u32,
+    chunk: impl Fn(u64) -> Result<(u32, u32, u64), RafsError>,
+    out: &mut SmallVec<[Piece; 8]>,
+) -> Result<(), RafsError> {
+    let shift = chunk_bytes.trailing_zeros();
+    let chunk_bytes = u64::from(chunk_bytes);
+    let mut at = range.start;
+    while at < range.end {
+        let number = at.wrapping_shr(shift);
+        let skip = at & chunk_bytes.wrapping_sub(1);
+        let len = range.end.wrapping_sub(at).min(chunk_bytes.wrapping_sub(skip));
+        let (blob, chunk, start) = chunk(number)?;
+        out.push(Piece {
+            blob,
+            chunk,
+            // The chunk lies inside its blob, which was checked, and `skip` inside the chunk.
+            offset: start.wrapping_add(skip),
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+        });
+        // `len` is at least 1 and ends at the range's end at the latest.
+        at = at.wrapping_add(len);
+    }
+    Ok(())
 }
 
 /// Facts were given to an image they do not come from.

@@ -33,7 +33,7 @@ use crate::testing::manifest::Entry;
 const MODES: [&str; 5] = ["v6-batch", "v6-encrypted", "v6-tarfs", "v6-zran", "v6-zran-inline-toc"];
 
 /// Every folder whose facts are compared.
-fn folders() -> impl Iterator<Item = &'static str> {
+pub(super) fn folders() -> impl Iterator<Item = &'static str> {
     let served = manifest::SERVED.into_iter();
     served.clone().chain(MODES.into_iter().filter(move |mode| !served.clone().any(|name| name == *mode)))
 }
@@ -441,6 +441,60 @@ fn zran_tables_are_found_and_their_chunks_lie_in_the_contexts() {
             }
             _ => panic!("{facts:?}"),
         });
+    }
+}
+
+#[test]
+fn v5_image_without_extended_blob_table_is_the_same_but_for_what_no_file_needs() {
+    let Some(images) = manifest::reference_images() else { return };
+    for name in ["v5-lz4-blake3", "v5-two-layers", "v5-zstd-sha256-4k"] {
+        let folder = images.join(name);
+        let whole = open(&folder).unwrap();
+        let mut bytes = std::fs::read(folder.join("bootstrap")).unwrap();
+        bytes[68..80].fill(0);
+        let image = Image::open(View::from_bytes(bytes), &OpenOptions { placeholder_id: None }).unwrap();
+        for (blob, stated) in image.blobs().iter().zip(whole.blobs()) {
+            assert_eq!(blob.id, stated.id, "{name}");
+            assert!(0 < blob.chunk_count && blob.chunk_count <= stated.chunk_count, "{name}: {blob:?}");
+            assert!(0 < blob.data_bytes && blob.data_bytes <= stated.data_bytes, "{name}: {blob:?}");
+            assert!(blob.uncompressed_bytes <= stated.uncompressed_bytes, "{name}: {blob:?}");
+        }
+        if name == "v5-lz4-blake3" {
+            let (blob, stated) = (&image.blobs()[0], &whole.blobs()[0]);
+            assert_eq!(
+                (blob.chunk_count, blob.data_bytes, blob.uncompressed_bytes),
+                (stated.chunk_count, stated.data_bytes, stated.uncompressed_bytes)
+            );
+        }
+        let paths: Vec<_> = manifest::read(&folder);
+        let root = image.inode(image.root()).unwrap();
+        let mut found = BTreeMap::from([(b"/".to_vec(), image.root())]);
+        list(&image, b"", &root, image.root(), &mut found);
+        for entry in &paths {
+            compare(&image, found[&entry.path], entry, name);
+        }
+        image.verify_tree().unwrap();
+        super::check::walk(&image).unwrap();
+        // Numbers may differ, what they stand for may not.
+        let (index, stated) = (image.chunk_index().unwrap(), whole.chunk_index().unwrap());
+        assert_eq!(index.len(), stated.len());
+        for ino in found.into_values() {
+            let facts = image.inode(ino).unwrap();
+            if facts.kind != Kind::Regular {
+                continue;
+            }
+            let (mut pieces, mut expected): (SmallVec<[Piece; 8]>, SmallVec<[Piece; 8]>) = Default::default();
+            image.plan(&facts, 0..facts.size, &mut pieces).unwrap();
+            whole.plan(&whole.inode(ino).unwrap(), 0..facts.size, &mut expected).unwrap();
+            assert_eq!(pieces.len(), expected.len());
+            for (piece, expected) in pieces.iter().zip(&expected) {
+                assert_eq!((piece.blob, piece.offset, piece.len), (expected.blob, expected.offset, expected.len));
+                assert_eq!(
+                    index.chunk(piece.blob, piece.chunk).unwrap(),
+                    stated.chunk(expected.blob, expected.chunk).unwrap()
+                );
+            }
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The reader against images made in the test, whole and damaged.
 
+mod v5_blobs;
+
 use proptest::prelude::*;
 use smallvec::SmallVec;
 
@@ -15,7 +17,6 @@ use super::seek::Whence;
 use super::tar;
 use super::test_images;
 use super::test_images::CHUNK;
-use super::test_images::CHUNKS;
 use super::test_images::Content;
 use super::test_images::LAST_CHUNK;
 use super::test_images::V6_BLOB_TABLE;
@@ -271,16 +272,6 @@ fn v6_superblock_and_tables_that_break_a_rule_are_refused() {
 }
 
 #[test]
-fn v5_image_without_extended_blob_table_is_measured() {
-    let [good, _] = samples();
-    let image = open(&patched(&good, &[(68, &[0; 12])])).unwrap();
-    let blob = &image.blobs()[0];
-    assert!(!blob.chunk_count_known);
-    assert_eq!((blob.chunk_count, blob.uncompressed_bytes), (CHUNKS, u64::from(CHUNKS - 1) * CHUNK + LAST_CHUNK));
-    check::walk(&image).unwrap();
-}
-
-#[test]
 fn verify_tree_notices_changed_content() {
     let [good, _] = samples();
     let find = |needle: &[u8]| good.windows(needle.len()).position(|window| window == needle).unwrap();
@@ -520,7 +511,8 @@ fn read_everything(bytes: Vec<u8>) {
         let Ok(facts) = image.inode(ino) else { continue };
         let mut pieces = SmallVec::new();
         let _ = image.plan(&facts, 0..1 << 20, &mut pieces);
-        assert!(pieces.len() <= (1 << 20) / 4096);
+        // Those of a tar may be cut in two.
+        assert!(pieces.len() <= 2 * (1 << 20) / 4096 + 1);
         let _ = image.seek(&facts, 0, Whence::Data);
         let _ = image.symlink(&facts);
         let _ = image.xattr_names(&facts);
@@ -542,7 +534,7 @@ fn victims() -> Vec<Vec<u8>> {
     let mut victims = samples().to_vec();
     #[cfg(feature = "testing")]
     if let Some(images) = crate::testing::manifest::reference_images() {
-        for name in crate::testing::manifest::SERVED {
+        for name in super::reference_tests::folders() {
             let (view, _) = super::reference_tests::bootstrap(&images.join(name));
             victims.push(view.vec_at(0, view.len()).unwrap());
         }

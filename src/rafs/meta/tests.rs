@@ -17,7 +17,6 @@ fn blob_of(array: &[u8], features: u32, chunks: u32) -> BlobFacts {
         id: "blob".to_owned(),
         features,
         chunk_count: chunks,
-        chunk_count_known: true,
         chunk_bytes: 16 << 20,
         uncompressed_bytes: 1 << 30,
         compressed_bytes: 1 << 30,

@@ -14,7 +14,6 @@ use super::ROOT;
 use super::V5;
 use crate::limits;
 use crate::rafs::RafsError;
-use crate::rafs::count_chunks;
 use crate::rafs::inode;
 use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
@@ -67,6 +66,8 @@ pub(in crate::rafs) struct Place {
     pub(super) child_index: u32,
     /// Children of a directory, chunks of a file.
     pub(super) child_count: u32,
+    /// Bytes of each chunk of a file but the last.
+    pub(in crate::rafs) chunk_bytes: u32,
     pub(super) has_xattrs: bool,
 }
 
@@ -112,16 +113,11 @@ impl V5 {
     #[inline]
     pub(super) fn facts(&self, record: &Record, at: u64, ino: u32) -> Result<InodeFacts, RafsError> {
         let kind = record.kind(at)?;
-        let place = self.place(record, at, ino)?;
+        let mut place = self.place(record, at, ino)?;
         let size = record.size.get();
         match kind {
             Kind::Directory => self.check_children(&place, ino)?,
-            Kind::Regular => {
-                if count_chunks(size, self.chunk_bytes) != u64::from(place.child_count) {
-                    let reason = format!("{} chunks for {size} bytes", place.child_count);
-                    return Err(malformed("inode child count", at, reason));
-                }
-            }
+            Kind::Regular => place.chunk_bytes = self.file_chunk_bytes(&place, size)?,
             Kind::Symlink => {
                 let bytes = u64::from(record.symlink_bytes.get());
                 if size != bytes || bytes == 0 || bytes > limits::MAX_SYMLINK_BYTES {
@@ -172,6 +168,7 @@ impl V5 {
             parent,
             child_index: record.child_index.get(),
             child_count: record.child_count.get(),
+            chunk_bytes: self.chunk_bytes,
             has_xattrs: record.flags.get() & HAS_XATTR != 0,
         })
     }

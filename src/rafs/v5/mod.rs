@@ -4,6 +4,7 @@ pub(super) mod chunks;
 pub(super) mod digest;
 pub(super) mod dir;
 pub(super) mod inode;
+mod measure;
 mod tables;
 pub(super) mod xattr;
 
@@ -21,7 +22,9 @@ use super::RafsError;
 use super::blob;
 use super::blob::Flags;
 use super::check_disjoint;
+use super::chunks::Numbering;
 use super::facts::BlobFacts;
+use super::facts::feature;
 use super::image::OpenOptions;
 use super::malformed;
 use super::part;
@@ -67,6 +70,9 @@ pub(super) struct V5 {
     pub(super) blobs: Arc<[BlobFacts]>,
     pub(super) flags: Flags,
     pub(super) chunk_bytes: u32,
+    numbering: Numbering,
+    /// Whether some blob is external.
+    has_external: bool,
     /// Inodes as the superblock counts them: hard links once.
     pub(super) inodes: u64,
     /// Paths, and the highest inode index.
@@ -110,6 +116,8 @@ impl V5 {
         let blobs = tables::read(&view, &tables, options)?;
         let mut image = Self {
             view,
+            numbering: Numbering::Stored,
+            has_external: blobs.iter().any(|blob| blob.features & feature::EXTERNAL != 0),
             blobs: blobs.into(),
             flags,
             chunk_bytes,
@@ -119,8 +127,9 @@ impl V5 {
             prefetch_table: raw.prefetch_table.get(),
             prefetch_entries: raw.prefetch_entries.get(),
         };
-        if image.blobs.iter().any(|blob| !blob.chunk_count_known) {
-            image.blobs = image.measure_blobs()?.into();
+        if tables.extended_entries == 0 && !image.blobs.is_empty() {
+            let (blobs, numbering) = image.measure_blobs()?;
+            (image.blobs, image.numbering) = (blobs.into(), numbering);
         }
         let root = image.inode(ROOT)?;
         if root.kind != super::inode::Kind::Directory {

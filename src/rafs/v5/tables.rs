@@ -48,7 +48,7 @@ pub(super) struct Tables {
     pub(super) flags: Flags,
 }
 
-/// Reads the blobs. Without an extended table their sizes and counts are the largest possible, and marked unknown.
+/// Reads the blobs. Without an extended table their sizes and counts are the largest possible.
 pub(super) fn read(view: &View, tables: &Tables, options: &OpenOptions) -> Result<Vec<BlobFacts>, RafsError> {
     let longest = limits::MAX_V5_BLOBS.saturating_mul(limits::MAX_BLOB_ID_BYTES.saturating_add(PREFETCH_BYTES + 1));
     if tables.blob_table_bytes > (longest as u64) {
@@ -95,7 +95,6 @@ fn read_extended(
         id,
         features: 0,
         chunk_count: limits::MAX_CHUNKS_PER_BLOB,
-        chunk_count_known: false,
         chunk_bytes: tables.chunk_bytes,
         uncompressed_bytes: limits::MAX_BLOB_BYTES,
         compressed_bytes: limits::MAX_BLOB_FILE_BYTES,
@@ -113,7 +112,6 @@ fn read_extended(
     let raw: RawExtended = view.record_at(at)?;
     facts.features = blob::v5_features(raw.features.get())?;
     facts.chunk_count = raw.chunk_count.get();
-    facts.chunk_count_known = true;
     facts.uncompressed_bytes = raw.uncompressed_bytes.get();
     facts.compressed_bytes = raw.compressed_bytes.get();
     if facts.chunk_count > limits::MAX_CHUNKS_PER_BLOB {
@@ -125,8 +123,13 @@ fn read_extended(
     if facts.compressed_bytes > limits::MAX_BLOB_FILE_BYTES {
         return Err(malformed("blob compressed size", at, format!("{}", facts.compressed_bytes)));
     }
+    let has = |bits: u32| facts.features & bits == bits;
+    if has(feature::EXTERNAL) {
+        // Cut into chunks by what keeps it, whatever the chunk size of the image.
+        facts.chunk_bytes = limits::MAX_CHUNK_BYTES;
+    }
     // Section 4.5: with the tail header that the builder writes behind the data, if it wrote one.
-    let tail = if facts.features & feature::CAP_TAR_TOC != 0 && facts.features & feature::HAS_TAR_HEADER != 0 {
+    let tail = if has(feature::CAP_TAR_TOC | feature::HAS_TAR_HEADER) && !has(feature::EXTERNAL) {
         TAR_HEADER_BYTES
     } else {
         0

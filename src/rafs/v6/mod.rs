@@ -240,7 +240,6 @@ mod tests {
             id: "blob".to_owned(),
             features: feature::ALIGNED,
             chunk_count: 136,
-            chunk_count_known: true,
             chunk_bytes: 4096,
             uncompressed_bytes: 557_056,
             compressed_bytes: 66_076,

@@ -134,7 +134,6 @@ impl Tables<'_> {
             id,
             features,
             chunk_count,
-            chunk_count_known: true,
             chunk_bytes: raw.chunk_bytes.get(),
             uncompressed_bytes: raw.uncompressed_bytes.get(),
             compressed_bytes: raw.compressed_bytes.get(),
@@ -230,7 +229,7 @@ fn data_bytes(raw: &RawBlob, features: u32, at: u64) -> Result<u64, RafsError> {
     if features & feature::TARFS != 0 {
         return Ok(raw.uncompressed_bytes.get());
     }
-    if features & feature::CAP_TAR_TOC == 0 || features & feature::SEPARATE != 0 {
+    if features & feature::CAP_TAR_TOC == 0 || features & (feature::SEPARATE | feature::EXTERNAL) != 0 {
         return Ok(raw.compressed_bytes.get());
     }
     let tail = if features & feature::HAS_TAR_HEADER != 0 { TAR_HEADER_BYTES } else { 0 };

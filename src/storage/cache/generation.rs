@@ -27,6 +27,8 @@ use crate::limits::CACHE_OPEN_PATIENCE;
 use crate::limits::TOUCH_BUFFER_BYTES;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::feature;
+use crate::storage::steps::Step;
+use crate::storage::steps::pass;
 use crate::storage::sync::AtomicBool;
 use crate::storage::sync::Ordering;
 use crate::sys::view::View;
@@ -129,6 +131,7 @@ impl Generation {
         if !side::try_setup(&side).map_err(side_failed)? {
             return Ok(None);
         }
+        pass(Step::SideMade);
         // Somebody may have replaced the file between our opening and our lock.
         let ours = identity_of_open(&side).map_err(side_failed)?;
         if directory.identity_of(&names.side)? != Some(ours) {
@@ -180,18 +183,24 @@ impl Generation {
     /// # Errors
     /// What the disk answers; the chunk then stays missing.
     pub fn store(&self, chunk: u32, offset: u64, plain: &[u8]) -> io::Result<()> {
+        pass(Step::ChunkVerified);
         super::chunk_map::write_all_at(&self.data, plain, offset)?;
+        pass(Step::ChunkWritten);
         self.map.set(chunk);
+        pass(Step::ChunkMapped);
         self.side.trust(chunk);
+        pass(Step::ChunkTrusted);
         // Relaxed: a missed round of flushing is made up for by the next.
         self.dirty.store(true, Ordering::Relaxed);
         self.note_touched(chunk, offset, plain.len());
+        pass(Step::ChunkNoted);
         Ok(())
     }
 
     /// A hint proved right: `chunk` is believed from now on, by other processes too.
     pub fn confirm(&self, chunk: u32, offset: u64, len: usize) {
         self.side.trust(chunk);
+        pass(Step::ChunkTrusted);
         self.dirty.store(true, Ordering::Relaxed);
         self.note_touched(chunk, offset, len);
     }
@@ -207,6 +216,7 @@ impl Generation {
     pub fn refute(&self, chunk: u32) {
         self.extents.forget(chunk);
         self.side.distrust(chunk);
+        pass(Step::ChunkRefuted);
     }
 
     /// The bytes of the data file at `offset`. Blocks on the disk.
@@ -280,11 +290,14 @@ impl Generation {
             return Ok(());
         }
         let snapshot = self.side.snapshot();
+        pass(Step::FlushBegun);
         if let Err(errno) = rustix::fs::fdatasync(&self.data) {
             self.condemn();
             return Err(errno.into());
         }
+        pass(Step::Flushed);
         self.side.note_synced(&snapshot);
+        pass(Step::FlushNoted);
         Ok(())
     }
 
@@ -317,6 +330,7 @@ fn shift_of(blob: &BlobFacts) -> u32 {
 /// the side file says otherwise (that may have been removed), and would read zeros for what was cut off.
 fn open_data(directory: &Directory, blob: &BlobFacts, name: &str) -> Result<Option<(File, bool)>, CacheError> {
     let Opened { file, len, is_new } = directory.open_or_create(name)?;
+    pass(Step::DataMade);
     let expected = blob.uncompressed_bytes;
     if len > expected {
         return Err(CacheError::TooLong { path: directory.path_of(name), actual: len, expected });
@@ -324,9 +338,11 @@ fn open_data(directory: &Directory, blob: &BlobFacts, name: &str) -> Result<Opti
     if len < expected {
         if !is_new {
             directory.remove(name)?;
+            pass(Step::DataRemoved);
             return Ok(None);
         }
         file.set_len(expected).map_err(|error| directory.failed(name, error))?;
+        pass(Step::DataSized);
     }
     // The last byte is looked at with every read. On tmpfs that needs room, though nothing was written there.
     give_room(&file, expected.saturating_sub(1), 1).map_err(|error| directory.failed(name, error))?;

@@ -63,7 +63,7 @@ pub enum CacheError {
         expected: u64,
     },
     /// The chunk map is for another number of chunks.
-    #[error("chunk map {} has {actual} bytes instead of {expected}; remove it", path.display())]
+    #[error("chunk map {} has {actual} bytes, more than the {expected} for the chunks of the blob; remove it", path.display())]
     MapSize {
         /// The file.
         path: PathBuf,
@@ -71,12 +71,6 @@ pub enum CacheError {
         actual: u64,
         /// The size for the number of chunks the image states.
         expected: u64,
-    },
-    /// The chunk map's header is not one.
-    #[error("chunk map {} does not begin with a valid header; remove it", path.display())]
-    MapMagic {
-        /// The file.
-        path: PathBuf,
     },
     /// Another process holds the side file's setup lock for too long.
     #[error("cache file {} is being set up by another process and does not become free", path.display())]

@@ -30,6 +30,8 @@ use super::chunk_map::read_exact_at;
 use super::chunk_map::write_all_at;
 use super::file::Identity;
 use super::file::set_len_with_room;
+use crate::storage::steps::Step;
+use crate::storage::steps::pass;
 use crate::sys::bitmap::SharedBytes;
 use crate::sys::lock::Lock;
 use crate::sys::lock::try_lock;
@@ -117,6 +119,7 @@ impl SideFile {
             // Shrinking to nothing first zeroes whatever was there.
             file.set_len(0)?;
             set_len_with_room(&file, file_bytes(subject.chunks))?;
+            pass(Step::SideSized);
         }
         let bits = SharedBytes::map(file.as_fd(), file_bytes(subject.chunks))?;
         let side = Self { file, bits, chunks: subject.chunks };
@@ -127,12 +130,14 @@ impl SideFile {
             (true, true) => Standing::SameBoot,
             (true, false) => {
                 side.trust_only_synced();
+                pass(Step::SideReduced);
                 Standing::OtherBoot
             }
         };
         if standing != Standing::SameBoot {
             // Last: a process that dies before this leaves the old boot id, and the next opener does all of it again.
             write_all_at(&side.file, &fields(subject, boot_id), 0)?;
+            pass(Step::SideReady);
         }
         try_lock(side.file.as_fd(), USE_LOCK, Lock::Shared)?;
         Ok((side, standing))

@@ -57,6 +57,7 @@ type Step = Box<dyn FnOnce(u32) + Send>;
 #[cfg(test)]
 impl Seam {
     /// At the next pass, `step` is called with the chunk.
+    #[cfg_attr(feature = "model", expect(dead_code, reason = "the models need no help to meet such moments"))]
     pub(super) fn set(&self, step: impl FnOnce(u32) + Send + 'static) {
         *lock(&self.0) = Some(Box::new(step));
     }

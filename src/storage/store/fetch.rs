@@ -36,6 +36,7 @@ use crate::storage::pool::when_idle;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
+use crate::storage::sync::now;
 use crate::sys::heap::discard;
 
 /// A claimed chunk and how to get it.
@@ -165,7 +166,7 @@ impl Work {
         let pause = back_off(&RETRY_PAUSE, self.failures);
         match self.interest() {
             Interest::Nobody => None,
-            Interest::Until(deadline) => (Instant::now() + pause < deadline).then_some(pause),
+            Interest::Until(deadline) => (now() + pause < deadline).then_some(pause),
             Interest::Forever => Some(pause),
         }
     }
@@ -326,16 +327,17 @@ fn with_plain<T>(
         verify(stored)?;
         return Ok(use_plain(stored));
     }
-    PLAIN.with_borrow_mut(|plain| {
-        let len = facts.uncompressed_bytes as usize;
-        if plain.len() < len {
-            plain.resize(len, 0);
-        }
-        let plain = plain.get_mut(..len).unwrap_or_default();
-        codec::decode(blob.facts.compressor, stored, plain)?;
-        verify(plain)?;
-        Ok(use_plain(plain))
-    })
+    // Taken out for the time of use: who uses the bytes is not ours to know.
+    let mut buffer = PLAIN.take();
+    let len = facts.uncompressed_bytes as usize;
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    let plain = buffer.get_mut(..len).unwrap_or_default();
+    let verified = codec::decode(blob.facts.compressor, stored, plain).and_then(|()| verify(plain));
+    let used = verified.map(|()| use_plain(plain));
+    PLAIN.set(buffer);
+    used
 }
 
 /// Writes a verified chunk to the cache; if that fails, the waiters get it from memory.

@@ -51,6 +51,7 @@ use super::sync::Arc;
 use super::sync::AtomicBool;
 use super::sync::Ordering;
 use super::sync::Weak;
+use super::sync::now;
 use crate::limits::IN_FLIGHT_BYTES;
 use crate::limits::MAX_UNALIGNED_BLOB_BYTES;
 use crate::limits::PROBE_BYTES;
@@ -212,8 +213,7 @@ fn open_files(
     blob: &BlobFacts,
     boot_id: [u8; 16],
 ) -> Result<Option<Generation>, CacheError> {
-    // v5 images without extended table do not say how large anything is; upstream keeps no map of them either.
-    let is_sized = blob.chunk_count_known && blob.chunk_count > 0 && blob.uncompressed_bytes > 0;
+    let is_sized = blob.chunk_count > 0 && blob.uncompressed_bytes > 0;
     let Some(directory) = directory.filter(|_| is_sized) else { return Ok(None) };
     if blob.features & feature::ALIGNED == 0 && blob.uncompressed_bytes > MAX_UNALIGNED_BLOB_BYTES {
         return Err(CacheError::TooLarge { id: blob.id.clone(), bytes: blob.uncompressed_bytes });
@@ -309,7 +309,7 @@ impl Inner {
 
     /// When a read that begins now is answered with an error.
     fn deadline(&self) -> Option<Instant> {
-        self.options.demand_deadline.map(|patience| Instant::now() + patience)
+        self.options.demand_deadline.map(|patience| now() + patience)
     }
 
     fn is_closing(&self) -> bool {

@@ -30,6 +30,8 @@ use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::cache::CacheError;
 use crate::storage::cache::Directory;
 use crate::storage::codec;
+use crate::storage::steps::Step;
+use crate::storage::steps::pass;
 use crate::storage::sync::Arc;
 use crate::storage::sync::AtomicU64;
 use crate::storage::sync::Mutex;
@@ -147,9 +149,7 @@ fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
     if !ends_within(chunk.compressed_offset, chunk.compressed_bytes, blob.data_bytes) {
         return Some("its stored bytes lie outside the data of the blob");
     }
-    if blob.chunk_count_known
-        && !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes)
-    {
+    if !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes) {
         return Some("it lies outside the uncompressed blob");
     }
     None
@@ -389,8 +389,10 @@ fn keep(directory: &Directory, blob: &BlobFacts, content: &[u8]) -> Result<View,
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let temporary = format!("{name}.{}-{serial}.tmp", std::process::id());
     let file = directory.create_temporary(&temporary)?;
+    pass(Step::TableMade);
     let write = || {
         std::os::unix::fs::FileExt::write_all_at(&file, content, 0)?;
+        pass(Step::TableWritten);
         View::map_file(file.as_fd(), content.len() as u64)
     };
     let kept = write()
@@ -399,5 +401,6 @@ fn keep(directory: &Directory, blob: &BlobFacts, content: &[u8]) -> Result<View,
     if kept.is_err() {
         let _ = directory.remove(&temporary);
     }
+    pass(Step::TableNamed);
     kept
 }

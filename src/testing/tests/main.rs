@@ -4,10 +4,14 @@
 
 mod bad_requests;
 mod bad_rings;
+mod cached;
 mod crash;
+mod damage;
 mod frontends;
 mod init;
+mod many;
 mod memory;
+mod mounts;
 mod orders;
 mod parked;
 mod peer;
@@ -15,5 +19,6 @@ mod random;
 mod rogue;
 mod shared;
 mod soak;
+mod steps;
 mod support;
 mod trees;

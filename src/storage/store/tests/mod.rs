@@ -1,13 +1,21 @@
 //! The store against backends that misbehave, files that vanish and processes that die.
 
+#![cfg_attr(feature = "model", expect(dead_code, reason = "the model checker runs one of the modules only"))]
+
+#[cfg(not(feature = "model"))]
 mod cache;
+#[cfg(not(feature = "model"))]
 mod faults;
+#[cfg(not(feature = "model"))]
 mod flights;
+#[cfg(feature = "model")]
+mod model;
+#[cfg(not(feature = "model"))]
 mod races;
+#[cfg(not(feature = "model"))]
 mod reference;
 
 use std::path::Path;
-use std::sync::mpsc;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -30,6 +38,7 @@ use crate::storage::store::StoreOptions;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
+use crate::storage::sync::mpsc;
 use crate::sys::sink::MemorySink;
 use crate::testing::fault::Fault;
 use crate::testing::fault::FaultBackend;
@@ -100,7 +109,6 @@ impl Rig {
             id: ID.into(),
             features: 0,
             chunk_count: count,
-            chunk_count_known: true,
             chunk_bytes: chunk_bytes.next_power_of_two(),
             uncompressed_bytes: plain.len() as u64,
             compressed_bytes: stored.len() as u64,
