@@ -238,5 +238,19 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
 
+/// Chunks on each side of a wanted one that are claimed because they are stored in one piece with it. Chunks of a few
+/// bytes could be a million in one batch; those beyond this are decoded again when somebody wants them.
+pub const MAX_UNIT_COMPANIONS: usize = 4096;
+
+/// Decoded bytes of chunks that nobody waits for, after which their work lets others go first: some 10 ms of inflating.
+pub const LANDING_SLICE_BYTES: u64 = 1 << 20;
+
+/// Decoded units that are kept where the cache does not hold their chunks: one of the largest with its stored bytes, some
+/// ten usual ones.
+pub const SHELF_BYTES: usize = 32 << 20;
+
+/// How long such a unit is kept after its last use: longer than the pauses of a guest that reads on.
+pub const SHELF_REST: Duration = Duration::from_secs(1);
+
 /// Largest dictionary of a ZRan context: the window of deflate.
 pub const MAX_ZRAN_DICTIONARY_BYTES: u32 = 32 << 10;

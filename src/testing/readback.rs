@@ -151,19 +151,31 @@ impl Readback {
     }
 
     /// Facts and verified content of a chunk.
-    fn chunk(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
-        let (file, meta) = &self.blobs[blob];
-        let facts = meta.chunk(chunk)?;
-        let compressor =
-            if facts.coding != Coding::Plain { self.image.blobs()[blob].compressor } else { Compressor::None };
-        let (offset, len) = (facts.compressed_offset, facts.compressed_bytes.into());
-        let plain = read_decoded(file, offset, len, compressor, facts.uncompressed_bytes as usize)?;
+    ///
+    /// # Errors
+    /// Whatever cannot be read or decoded, or does not match its digest.
+    pub fn chunk(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
+        let (facts, plain) = self.unverified(blob, chunk)?;
         let digest = self.image.chunk_index()?.digest(blob as u32, chunk)?.context("no digest")?;
         let found: [u8; 32] = match self.image.blobs()[blob].digester {
             Digester::Blake3 => blake3::hash(&plain).into(),
             Digester::Sha256 => Sha256::digest(&plain).into(),
         };
         ensure!(found == digest, "chunk {chunk} does not match its digest");
+        Ok((facts, plain))
+    }
+
+    /// As [`Readback::chunk`], also for a chunk that the tree does not use, whose digest is not in the bootstrap.
+    ///
+    /// # Errors
+    /// Whatever cannot be read or decoded.
+    pub fn unverified(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
+        let (file, meta) = &self.blobs[blob];
+        let facts = meta.chunk(chunk)?;
+        let compressor =
+            if facts.coding != Coding::Plain { self.image.blobs()[blob].compressor } else { Compressor::None };
+        let (offset, len) = (facts.compressed_offset, facts.compressed_bytes.into());
+        let plain = read_decoded(file, offset, len, compressor, facts.uncompressed_bytes as usize)?;
         Ok((facts, plain))
     }
 }
