@@ -3,6 +3,7 @@
 //! A test that cannot run here is shown as ignored, with the reason on stderr.
 
 mod command;
+mod differential;
 mod erofs;
 mod mounted;
 mod upstream;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     trials.extend(command::trials());
+    trials.extend(differential::trials());
     trials.extend(erofs::trials());
     trials.extend(upstream::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
