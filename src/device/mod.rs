@@ -12,6 +12,7 @@
 //! | `chain` | descriptor chains to spans of guest memory, with limits |
 //! | `slot` | the place of one reply, and the sink into guest memory |
 //! | `worker` | the thread of a ring: batches of heads become requests |
+//! | `direct` | for fuzzing: rings without a VMM and without threads |
 //!
 //! Invariants: every request with a reply area is answered exactly once, unless its ring was reset; nothing is written
 //! to guest memory after the answer to a message that fences; a guest breaks its own ring at most.
@@ -21,6 +22,8 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod chain;
+#[cfg(feature = "testing")]
+pub mod direct;
 mod ring;
 mod slot;
 mod split;

@@ -295,6 +295,13 @@ impl Ring {
         self.lock().enabled
     }
 
+    /// Requests that were popped and not completed; `None` for a ring that cannot be trusted.
+    #[cfg(feature = "testing")]
+    pub(super) fn in_flight(&self) -> Option<u32> {
+        let state = self.lock();
+        (state.phase != Phase::Broken).then_some(state.in_flight)
+    }
+
     /// Whether the ring can be worked on.
     pub(super) fn is_live(&self) -> bool {
         self.lock().is_live()

@@ -38,7 +38,6 @@ mod tests {
             (RafsError::Unsupported("batch"), Errno::IO, true),
             (RafsError::PlaceholderBlobId { index: 0 }, Errno::IO, true),
             (RafsError::Malformed { field: "f", offset: 0, reason: String::new() }, Errno::IO, true),
-            (RafsError::Unknown { field: "f", offset: 0, what: String::new() }, Errno::IO, true),
         ] {
             assert_eq!((errno(&error), is_damage(&error)), (number, damage), "{error}");
         }
