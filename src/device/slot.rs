@@ -109,6 +109,17 @@ impl Batch {
         BATCH.with_borrow_mut(|place| *place = batch);
     }
 
+    /// How many completions were collected.
+    #[inline]
+    pub(super) fn collected() -> usize {
+        BATCH.with_borrow(|batch| batch.used.len())
+    }
+
+    /// Moves the completions collected so far to `used`, which is empty.
+    pub(super) fn collect(used: &mut Vec<Used>) {
+        BATCH.with_borrow_mut(|batch| std::mem::swap(&mut batch.used, used));
+    }
+
     /// Ends the batch: what was completed, and the bytes of the bodies.
     pub(super) fn close() -> (Vec<Used>, u64) {
         let empty = Self { ring: 0, epoch: 0, map: None, used: Vec::new(), body_bytes: 0 };

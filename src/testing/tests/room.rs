@@ -19,6 +19,7 @@ use nydus_vm::device;
 use nydus_vm::device::AfterDisconnect;
 use nydus_vm::device::DeviceError;
 use nydus_vm::device::Stop;
+use nydus_vm::limits::DEFAULT_AWAKE;
 use nydus_vm::metrics::Metrics;
 use nydus_vm::storage::backend::localfs;
 use nydus_vm::storage::backend::localfs::LocalFs;
@@ -110,7 +111,8 @@ impl Room {
         let thread = std::thread::spawn({
             let (stop, metrics) = (stop.clone(), Arc::clone(&metrics));
             let after_disconnect = AfterDisconnect::ListenAgain;
-            let options = device::Options { request_queues: REQUEST_QUEUES, tag: None, after_disconnect };
+            let options =
+                device::Options { request_queues: REQUEST_QUEUES, tag: None, after_disconnect, awake: DEFAULT_AWAKE };
             move || {
                 // Nobody listens when the test has failed already.
                 let _ = told.send(device::serve(server, listener, &options, &stop, metrics));
