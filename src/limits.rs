@@ -266,3 +266,11 @@ pub const SHOWN_TOGETHER: usize = 16;
 /// Reply bytes after which replies are shown to the guest and an interrupt is sent, whatever their number: some 20 us of
 /// copying.
 pub const SHOWN_BYTES: u64 = 256 << 10;
+
+/// Bytes of a reply from which they are copied past the caches: beyond a quarter of a processor's own cache they push
+/// each other out before the guest reads them, and bring in lines that are only overwritten.
+pub const STREAMED_BYTES: usize = 512 << 10;
+
+/// Bytes of a read that are asked for while the request is still being prepared: a page. What is larger is found by the
+/// processor itself.
+pub const PREFETCHED_BYTES: usize = 4096;

@@ -19,6 +19,7 @@ use super::ring::Ring;
 use super::state::Used;
 use crate::fuse::slot::OUT_HEADER_BYTES;
 use crate::fuse::slot::ReplySlot;
+use crate::sys::copy::Means;
 use crate::sys::guest::GuestMap;
 use crate::sys::guest::Window;
 use crate::sys::sink::Sink;
@@ -428,12 +429,15 @@ impl Sink for GuestSink<'_> {
 
     #[inline]
     fn put_view(&mut self, view: &View, offset: u64, len: usize) -> Result<(), SinkError> {
-        self.each(len, |window, done| {
+        let means = Means::of(len);
+        let put = self.each(len, |window, done| {
             let from = offset.saturating_add(done as u64);
-            match window.write_view(0, view, from, window.len()) {
+            match window.write_view(view, from, window.len(), means) {
                 Ok(copied) => copied.map_err(SinkError::Source),
                 Err(_) => Err(SinkError::Unmapped),
             }
-        })
+        });
+        means.settle();
+        put
     }
 }
