@@ -6,6 +6,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `vhost` | all that is of vhost-user-backend: the backend, the ring wrapper, one connection |
+//! | `patience` | whether a worker stays awake |
 //! | `ring` | the life of a ring: epochs, passes, fences, publishing |
 //! | `state` | what is known of a ring and what that allows, changed under the ring's lock |
 //! | `split` | the layout of a split virtqueue in guest memory |
@@ -24,6 +25,7 @@
 mod chain;
 #[cfg(feature = "testing")]
 pub mod direct;
+mod patience;
 mod ring;
 mod slot;
 mod split;
@@ -54,6 +56,7 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 use rustix::event::PollFd;
@@ -76,6 +79,8 @@ pub struct Options {
     pub tag: Option<String>,
     /// What follows the end of a connection.
     pub after_disconnect: AfterDisconnect,
+    /// How long the worker of a ring that ran dry stays awake at most, where that pays; zero: it always sleeps at once.
+    pub awake: Duration,
 }
 
 impl Options {

@@ -259,6 +259,7 @@ impl Inner {
             }
             // A guard for each part costs less than sharing one count with all other threads.
             let files = self.blobs.get(piece.blob as usize)?.files()?;
+            files.view.prefetch(piece.offset, piece.len as usize);
             if files.view.is_lost() || !holds(&files, piece) {
                 return None;
             }
