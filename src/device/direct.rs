@@ -106,7 +106,7 @@ impl<F: FileSystem> Direct<F> {
         // Whether the worker is to be woken does not matter: it runs below.
         let _ = (ring.set_size(place.size), ring.set_next_used(0), ring.set_next_avail(0));
         let _ = (ring.make_ready(), ring.enable());
-        Worker::new(Arc::clone(&ring)).run(&*self.server, &[Arc::clone(&ring)]);
+        Worker::new(Arc::clone(&ring), std::time::Duration::ZERO).run(&*self.server, &[Arc::clone(&ring)]);
         DirectRing(ring)
     }
 }

@@ -76,7 +76,7 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) epoch: u64,
     /// Requests of this epoch that were taken and not completed.
-    in_flight: u32,
+    pub(super) in_flight: u32,
     /// Used index at the last decision on an interrupt.
     pub(super) signalled: Option<u16>,
     /// Entries were shown since then.
