@@ -2,13 +2,12 @@
 
 use super::NEWER_TOOLS;
 use super::RafsError;
-use super::image::Version;
 use super::tar;
 use super::toc;
 use super::toc::Section;
 use super::unknown;
-use super::v5;
-use super::v6;
+use super::version;
+use super::version::Version;
 use crate::limits;
 use crate::sys::view::View;
 use crate::sys::view::ViewError;
@@ -56,18 +55,18 @@ pub fn detect(file: &View) -> Result<Content, RafsError> {
 
 /// The version of a plain bootstrap, by its magic numbers.
 pub(super) fn version(file: &View) -> Result<Option<Version>, RafsError> {
-    if within(file.u32_at(0))? == Some(v5::MAGIC) {
+    if within(file.u32_at(0))? == Some(version::V5_MAGIC) {
         return match within(file.u32_at(4))? {
-            Some(v5::VERSION) => Ok(Some(Version::V5)),
-            Some(version) => {
-                let readers = if version < v5::VERSION { OLDER_TOOLS } else { NEWER_TOOLS };
-                Err(unknown(format!("RAFS version {version:#x}"), "the image", readers))
+            Some(version::V5_VERSION) => Ok(Some(Version::V5)),
+            Some(other) => {
+                let readers = if other < version::V5_VERSION { OLDER_TOOLS } else { NEWER_TOOLS };
+                Err(unknown(format!("RAFS version {other:#x}"), "the image", readers))
             }
             None => Ok(None),
         };
     }
-    if within(file.u32_at(v6::SUPERBLOCK))? == Some(v6::MAGIC)
-        && within(file.u32_at(v6::FEATURES))?.is_some_and(|features| features & v6::RAFS_FEATURE != 0)
+    if within(file.u32_at(version::SUPERBLOCK))? == Some(version::EROFS_MAGIC)
+        && within(file.u32_at(version::FEATURES))?.is_some_and(|features| features & version::RAFS_FEATURE != 0)
     {
         return Ok(Some(Version::V6));
     }

@@ -15,7 +15,9 @@ pub mod facts;
 mod grid;
 pub mod image;
 pub mod inode;
+pub mod listing;
 pub mod meta;
+mod place;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod reference_tests;
@@ -28,6 +30,7 @@ mod tests;
 pub mod toc;
 mod v5;
 mod v6;
+pub mod version;
 
 use std::cmp::Ordering;
 

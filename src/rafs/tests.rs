@@ -12,7 +12,6 @@ use super::detect::Content as Holds;
 use super::facts::Piece;
 use super::image::Image;
 use super::image::OpenOptions;
-use super::image::Version;
 use super::seek::Whence;
 use super::tar;
 use super::test_images;
@@ -22,6 +21,7 @@ use super::test_images::LAST_CHUNK;
 use super::test_images::V6_BLOB_TABLE;
 use super::test_images::node;
 use super::toc::Section;
+use super::version::Version;
 use crate::sys::view::View;
 
 const OPTIONS: OpenOptions = OpenOptions { placeholder_id: None };

@@ -22,7 +22,6 @@ use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::feature;
 use crate::rafs::grid;
-use crate::rafs::image::OpenOptions;
 use crate::rafs::malformed;
 use crate::rafs::meta;
 use crate::rafs::unknown;
@@ -75,7 +74,8 @@ struct RawBlob {
 pub(super) struct Tables<'a> {
     pub(super) extended: &'a RawExtended,
     pub(super) blocks: Blocks,
-    pub(super) options: &'a OpenOptions,
+    /// What stands in for the placeholder id.
+    pub(super) placeholder_id: Option<&'a str>,
 }
 
 impl Tables<'_> {
@@ -151,7 +151,7 @@ impl Tables<'_> {
     fn id(&self, raw: &RawBlob, index: u32, at: u64) -> Result<String, RafsError> {
         let id_bytes = raw.id.iter().position(|&byte| byte == 0).unwrap_or(raw.id.len());
         let (id, padding) = raw.id.split_at_checked(id_bytes).unwrap_or((&raw.id, &[]));
-        let id = blob::id(id, self.options.placeholder_id.as_deref(), index, at)?;
+        let id = blob::id(id, self.placeholder_id, index, at)?;
         if raw.index.get() != index || padding.iter().any(|&byte| byte != 0) {
             return Err(malformed("blob index", at, format!("{} at position {index}, id {id}", raw.index)));
         }
