@@ -238,5 +238,56 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
 
+/// Chunks on each side of a wanted one that are claimed because they are stored in one piece with it. Chunks of a few
+/// bytes could be a million in one batch; those beyond this are decoded again when somebody wants them.
+pub const MAX_UNIT_COMPANIONS: usize = 4096;
+
+/// Decoded bytes of chunks that nobody waits for, after which their work lets others go first: some 10 ms of inflating.
+pub const LANDING_SLICE_BYTES: u64 = 1 << 20;
+
+/// Decoded units that are kept where the cache does not hold their chunks: one of the largest with its stored bytes, some
+/// ten usual ones.
+pub const SHELF_BYTES: usize = 32 << 20;
+
+/// How long such a unit is kept after its last use: longer than the pauses of a guest that reads on.
+pub const SHELF_REST: Duration = Duration::from_secs(1);
+
 /// Largest dictionary of a ZRan context: the window of deflate.
 pub const MAX_ZRAN_DICTIONARY_BYTES: u32 = 32 << 10;
+/// How long a ring's worker that just served stays awake when `--poll-us` is not given: more than a driver needs to answer a
+/// reply with the next request, much less than a scheduler's time slice.
+pub const DEFAULT_AWAKE: Duration = Duration::from_micros(50);
+
+/// Longest time that `--poll-us` takes: what a worker does instead of sleeping is taken from others.
+pub const MAX_AWAKE: Duration = Duration::from_millis(1);
+
+/// A worker stays awake only if fewer requests came since its ring was dry the last time: a wake-up (some 5 us of both
+/// sides) is then a noticeable part of each.
+pub const AWAKE_BELOW_REQUESTS: usize = 16;
+
+/// What a kick and the wake-up of a worker take at most on a machine with idle processors: so much longer a pause may have
+/// been that staying awake would have bridged.
+pub const WAKE_UP: Duration = Duration::from_micros(50);
+
+/// Short pauses in a row, at most, before a worker that stayed awake in vain tries again: it then wastes less than 1 % of
+/// the time.
+pub const MAX_PAUSES_BEFORE_AWAKE: u32 = 256;
+
+/// Looks at the ring between two looks at the clock, while a worker stays awake; each takes some 50 ns.
+pub const LOOKS_PER_CLOCK: u32 = 8;
+
+/// Replies of a batch that are shown to the guest together, at most; fewer in a small batch. A guest that looks goes on
+/// while the rest is served; one that sleeps is interrupted at the end of the batch.
+pub const SHOWN_TOGETHER: usize = 16;
+
+/// Reply bytes after which replies are shown to the guest and an interrupt is sent, whatever their number: some 20 us of
+/// copying.
+pub const SHOWN_BYTES: u64 = 256 << 10;
+
+/// Bytes of a reply from which they are copied past the caches: beyond a quarter of a processor's own cache they push
+/// each other out before the guest reads them, and bring in lines that are only overwritten.
+pub const STREAMED_BYTES: usize = 512 << 10;
+
+/// Bytes of a read that are asked for while the request is still being prepared: a page. What is larger is found by the
+/// processor itself.
+pub const PREFETCHED_BYTES: usize = 4096;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 mod backend;
+mod strings;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -82,7 +83,7 @@ pub struct Config {
     pub id: String,
     /// Where blobs come from, if the configuration says so.
     pub backend: Option<Backend>,
-    /// Where blobs with the feature "external" come from.
+    /// Where blobs with the feature "external" come from: the first one that fits, else [`Config::backend`].
     pub external_backends: Vec<ExternalBackend>,
     /// What is kept of fetched blobs.
     pub cache: Cache,
@@ -94,16 +95,29 @@ pub struct Config {
     pub overlay: Option<Overlay>,
 }
 
-/// A backend of external blobs, as written.
+/// A backend of external blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalBackend {
-    /// Name of the kind.
-    pub kind: &'static str,
-    /// Overrides per blob.
+    /// Which blobs it is for. The key `blob_id` names one; nothing: all. Other keys belong to descriptions of backends
+    /// inside of images, which are not read, and fit no blob.
     pub patch: BTreeMap<String, String>,
-    /// Fields of the backend. May be credentials.
-    pub config: BTreeMap<String, Secret>,
+    /// The backend.
+    pub backend: Backend,
 }
+
+impl ExternalBackend {
+    /// Whether the external blob `id` comes from here.
+    pub fn fits(&self, id: &str) -> bool {
+        self.patch.iter().all(|(key, value)| key == BLOB_ID && value == id)
+    }
+
+    fn unknown_key(&self) -> Option<&str> {
+        self.patch.keys().map(String::as_str).find(|key| *key != BLOB_ID)
+    }
+}
+
+/// The key of [`ExternalBackend::patch`] that names a blob.
+const BLOB_ID: &str = "blob_id";
 
 /// What is kept of fetched blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -303,6 +317,15 @@ impl Config {
             && let Some(field) = backend.missing_field()
         {
             warnings.add(format!("backend `{}` lacks `{field}`: images with blobs cannot be served", backend.kind()));
+        }
+        for (place, external) in self.external_backends.iter().enumerate() {
+            if let Some(key) = external.unknown_key() {
+                warnings.add(format!("external_backends[{place}].patch has `{key}`, and so fits no blob"));
+            }
+            if let Some(field) = external.backend.missing_field() {
+                let kind = external.backend.kind();
+                warnings.add(format!("external_backends[{place}] (`{kind}`) lacks `{field}`: it cannot be used"));
+            }
         }
     }
 }

@@ -277,3 +277,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn external_backends_are_read_from_strings() {
+    let text = r#"{"version": 2, "external_backends": [
+        {"type": "localfs", "config": {"dir": "models", "timeout": "30", "skip_verify": "true"}, "patch": {"blob_id": "abc"}},
+        {"type": "registry", "config": {"host": "h", "repo": "r", "auth": "c2VjcmV0"}},
+        {"type": "localfs", "patch": {"other": "x"}}
+    ]}"#;
+    let (config, warnings) = Config::parse(text, Path::new("/base")).unwrap();
+    let [one, two, three] = &config.external_backends[..] else { panic!("{config:?}") };
+    let dir = Some(PathBuf::from("/base/models"));
+    assert_eq!(one.backend.source, Source::Localfs { blob_file: None, dir, alt_dirs: Vec::new() });
+    assert_eq!((one.backend.timeout.as_secs(), one.backend.skip_verify), (30, true));
+    assert_eq!((one.fits("abc"), one.fits("abd"), two.fits("abc"), three.fits("abc")), (true, false, true, false));
+    assert_eq!(two.backend.kind(), "registry");
+    assert!(warnings.iter().any(|warning| warning.contains("external_backends[2].patch has `other`")), "{warnings:?}");
+    assert!(warnings.iter().any(|warning| warning.contains("external_backends[2] (`localfs`) lacks")), "{warnings:?}");
+    assert!(!format!("{config:?}").contains("c2VjcmV0"));
+
+    let wrong =
+        r#"{"version": 2, "external_backends": [{"type": "localfs", "config": {"dir": "d", "timeout": "soon"}}]}"#;
+    let error = Config::parse(wrong, Path::new("/")).unwrap_err().to_string();
+    assert!(error.contains("external_backends[0]") && error.contains("an integer from 0"), "{error}");
+}

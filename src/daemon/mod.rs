@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::debug;
 use tracing::info;
@@ -16,11 +17,11 @@ use crate::config::Config;
 use crate::device;
 use crate::device::Stop;
 use crate::metrics::Metrics;
-use crate::storage::backend::Backend;
 use crate::storage::pool::Pool;
 use crate::sys::machine::boot_id;
 
 mod assembly;
+mod backends;
 mod bootstrap;
 mod error;
 pub mod logging;
@@ -35,6 +36,7 @@ pub use crate::vfs::ZeroMessageOpen;
 pub use assembly::Parts;
 pub use assembly::Served;
 pub use assembly::assemble;
+use backends::Backends;
 pub use bootstrap::BootstrapError;
 pub use error::DaemonError;
 use signals::Signals;
@@ -49,6 +51,8 @@ pub struct Options {
     pub after_disconnect: AfterDisconnect,
     /// Request queues offered.
     pub request_queues: u16,
+    /// How long the worker of a dry ring stays awake at most.
+    pub awake: Duration,
     /// Mount tag in the device's configuration space.
     pub tag: Option<String>,
     /// Whether guests open files without a message.
@@ -96,6 +100,7 @@ pub fn run(options: Options, signals: Signals) -> Result<(), DaemonError> {
         request_queues: options.request_queues,
         tag: options.tag,
         after_disconnect: options.after_disconnect,
+        awake: options.awake,
     };
     let outcome = device::serve(served.server(), listener, &device, &stop, Arc::clone(&metrics));
     if let Some(file) = socket_file.get() {
@@ -116,17 +121,17 @@ fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Served, DaemonError
     let image = Arc::new(assembly::open_image(&options.bootstrap, config)?);
     let machine = |what| move |source| DaemonError::Machine { what, source };
     let pool = Pool::with_processors().map_err(machine("start the threads of storage"))?;
-    let backend = assembly::open_backend(config.backend.as_ref(), image.blobs(), &pool)?;
+    let backends = Backends::open(config, image.blobs(), &options.bootstrap, &pool)?;
     let parts = Parts {
         bootstrap: &options.bootstrap,
         config,
-        backend: Arc::clone(&backend) as Arc<dyn Backend>,
+        backend: backends.joined(),
         pool,
         boot_id: boot_id().map_err(machine("read the boot id of this machine"))?,
         zero_message_open: options.zero_message_open,
         metrics: Arc::clone(metrics),
     };
     let served = assembly::serve_image(image, parts)?;
-    assembly::check_blobs(&served, &backend)?;
+    backends.check_blobs(&served, config)?;
     Ok(served)
 }

@@ -1,12 +1,15 @@
 //! What both versions say of blobs and algorithms: ids, feature bits, superblock flags (format, sections 1.1, 1.3, 1.4
 //! and 14, rules 2 and 4).
 
+use super::NEWER_TOOLS;
+use super::NO_TOOLS;
 use super::RafsError;
 use super::facts::BlobFacts;
 use super::facts::Compressor;
 use super::facts::Digester;
 use super::facts::feature;
 use super::malformed;
+use super::unknown;
 use crate::limits;
 
 /// The id of a blob in metadata that is inlined in that blob (section 10.3).
@@ -30,6 +33,9 @@ const INCOMPATIBLE_FEATURES: u32 = 0xffff;
 const KNOWN_FEATURES: u32 = 0xfff;
 const COMPATIBLE_FEATURES: u32 = feature::HAS_TAR_HEADER | feature::HAS_TOC | feature::CAP_TAR_TOC;
 
+/// What is blamed where no blob is.
+const THE_IMAGE: &str = "the image";
+
 /// The superblock flags, checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flags {
@@ -44,7 +50,7 @@ pub(super) struct Flags {
 impl Flags {
     pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
         if raw & !KNOWN_FLAGS != 0 {
-            return Err(malformed("superblock flags", at, format!("unknown bits {:#x}", raw & !KNOWN_FLAGS)));
+            return Err(unknown(format!("superblock flags {:#x}", raw & !KNOWN_FLAGS), THE_IMAGE, NEWER_TOOLS));
         }
         let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
         let compressor = match compression {
@@ -71,30 +77,30 @@ impl Flags {
 }
 
 /// The compressor with the number `raw` (section 1.1).
-pub(super) fn compressor(raw: u32, field: &'static str, at: u64) -> Result<Compressor, RafsError> {
+pub(super) fn compressor(raw: u32) -> Option<Compressor> {
     match raw {
-        0 => Ok(Compressor::None),
-        1 => Ok(Compressor::Lz4Block),
-        2 => Ok(Compressor::Gzip),
-        3 => Ok(Compressor::Zstd),
-        _ => Err(malformed(field, at, format!("unknown compression algorithm {raw}"))),
+        0 => Some(Compressor::None),
+        1 => Some(Compressor::Lz4Block),
+        2 => Some(Compressor::Gzip),
+        3 => Some(Compressor::Zstd),
+        _ => None,
     }
 }
 
 /// The digest algorithm with the number `raw` (section 1.1).
-pub(super) fn digester(raw: u32, field: &'static str, at: u64) -> Result<Digester, RafsError> {
+pub(super) fn digester(raw: u32) -> Option<Digester> {
     match raw {
-        0 => Ok(Digester::Blake3),
-        1 => Ok(Digester::Sha256),
-        _ => Err(malformed(field, at, format!("unknown digest algorithm {raw}"))),
+        0 => Some(Digester::Blake3),
+        1 => Some(Digester::Sha256),
+        _ => None,
     }
 }
 
-/// The feature bits of a v6 blob: unknown incompatible bits are refused, unknown others dropped.
-pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
-    let unknown = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
-    if unknown != 0 {
-        return Err(malformed("blob features", at, format!("unknown bits {unknown:#x}")));
+/// The feature bits of the v6 blob `id`: unknown incompatible bits are refused, unknown others dropped.
+pub(super) fn features(raw: u32, id: &str, at: u64) -> Result<u32, RafsError> {
+    let strange = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
+    if strange != 0 {
+        return Err(unknown(format!("blob features {strange:#x}"), format!("blob {id}"), NEWER_TOOLS));
     }
     let needs_v2 = feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
     if raw & needs_v2 != 0 && raw & feature::CHUNK_INFO_V2 == 0 {
@@ -125,19 +131,23 @@ const CONTRADICTIONS: [(u32, &str); 7] = [
     (feature::TARFS | feature::ENCRYPTED, "TARFS and ENCRYPTED"),
 ];
 
-/// The feature bits of a v5 blob. Unknown bits are dropped, as old builders left some there; what needs a table in the
+/// The feature bits of the v5 blob `id`. Unknown bits are dropped, as old builders left some there; what needs a table in the
 /// blob is refused, since v5 has none.
-pub(super) fn v5_features(raw: u32) -> Result<u32, RafsError> {
-    let unsupported = [
-        (feature::TARFS, "tarfs mode in RAFS v5"),
-        (feature::ZRAN, "ZRan in RAFS v5"),
+pub(super) fn v5_features(raw: u32, id: &str) -> Result<u32, RafsError> {
+    let unread = [
+        (feature::TARFS, "TARFS"),
+        (feature::ZRAN, "ZRAN"),
         // The builder takes the option, and forgets the key.
-        (feature::ENCRYPTED, "encryption in RAFS v5"),
-        (feature::BATCH, "batching of chunks in RAFS v5"),
+        (feature::ENCRYPTED, "ENCRYPTED"),
+        (feature::BATCH, "BATCH"),
     ];
-    for (bit, name) in unsupported {
+    for (bit, name) in unread {
         if raw & bit != 0 {
-            return Err(RafsError::Unsupported(name));
+            return Err(unknown(
+                format!("blob features {bit:#x} ({name})"),
+                format!("the RAFS v5 blob {id}"),
+                NO_TOOLS,
+            ));
         }
     }
     Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
@@ -198,7 +208,13 @@ mod tests {
 
     #[test]
     fn flags_unknown_or_contradictory_are_refused() {
-        for bad in [0x400, 0x10_0000, 1 << 40, COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
+        for strange in [0x400, 0x10_0000, 1 << 40] {
+            let error = Flags::parse(strange | COMPRESSION_ZSTD, 0).err().unwrap();
+            let expected =
+                format!("superblock flags {strange:#x} of the image can be read by tools newer than nydus v2.4.4 only");
+            assert_eq!(error.to_string(), expected);
+        }
+        for bad in [COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
             assert!(matches!(Flags::parse(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
         }
         let old = Flags::parse(0, 0).unwrap();
@@ -212,8 +228,12 @@ mod tests {
     fn features_unknown_and_contradictory_are_refused() {
         const V2: u32 = feature::CHUNK_INFO_V2;
         let separate_zran = feature::SEPARATE | feature::ZRAN | V2;
+        let error = features(0x3001, "some", 0).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "blob features 0x3000 of blob some can be read by tools newer than nydus v2.4.4 only"
+        );
         for bad in [
-            0x1000,
             feature::BATCH,
             feature::ENCRYPTED,
             separate_zran & !V2,
@@ -223,24 +243,23 @@ mod tests {
             feature::ALIGNED | feature::TARFS,
             feature::TARFS | feature::BATCH | V2,
         ] {
-            assert!(matches!(features(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+            assert!(matches!(features(bad, "id", 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
         }
         for good in
             [separate_zran, feature::SEPARATE, feature::BATCH | feature::ENCRYPTED | V2, 0x600 | feature::EXTERNAL]
         {
-            assert_eq!(features(good | feature::ALIGNED, 0).unwrap(), good | feature::ALIGNED);
+            assert_eq!(features(good | feature::ALIGNED, "id", 0).unwrap(), good | feature::ALIGNED);
         }
-        assert_eq!(features(0x0100_0001, 0).unwrap(), feature::ALIGNED);
+        assert_eq!(features(0x0100_0001, "id", 0).unwrap(), feature::ALIGNED);
     }
 
     #[test]
     fn features_of_v5_are_kept_as_far_as_they_are_known() {
-        assert_eq!(v5_features(0x1001).unwrap(), feature::ALIGNED);
-        assert_eq!(v5_features(feature::EXTERNAL).unwrap(), feature::EXTERNAL);
-        let cases = [(feature::BATCH, "batch"), (feature::ZRAN, "ZRan"), (feature::ENCRYPTED, "encrypt")];
-        for (bit, word) in cases {
-            let outcome = v5_features(bit | feature::CHUNK_INFO_V2);
-            assert!(matches!(outcome, Err(RafsError::Unsupported(name)) if name.contains(word)), "{word}");
+        assert_eq!(v5_features(0x1001, "id").unwrap(), feature::ALIGNED);
+        assert_eq!(v5_features(feature::EXTERNAL, "id").unwrap(), feature::EXTERNAL);
+        for (bit, name) in [(feature::BATCH, "BATCH"), (feature::ZRAN, "ZRAN"), (feature::ENCRYPTED, "ENCRYPTED")] {
+            let error = v5_features(bit | feature::CHUNK_INFO_V2, "id").unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("RAFS v5 blob id"), "{error}");
         }
     }
 }

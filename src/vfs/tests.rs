@@ -87,6 +87,7 @@ impl Guest {
             validate: false,
             demand_deadline: None,
             pool,
+            bootstrap: None,
         };
         let blobs = image.blobs().to_vec();
         let indexed = Arc::clone(&image);

@@ -7,6 +7,7 @@
 //! `flights` is a leaf lock but for [`Parked`]'s own; it is never held over I/O or a callback.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -15,13 +16,16 @@ use arc_swap::Guard;
 
 use super::Inner;
 use super::error::ReadError;
+use super::fetch::Wanted;
 use super::parked::Outcome;
 use super::parked::Parked;
 use super::table::TableCell;
 use crate::limits::STORAGE_WARNING_INTERVAL;
 use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::ChunkFacts;
 use crate::storage::cache::Generation;
 use crate::storage::cache::generation::Presence;
+use crate::storage::codec::Sealing;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
@@ -34,6 +38,8 @@ pub(super) struct Blob {
     pub(super) id: Arc<str>,
     /// What is known of its chunks.
     pub(super) table: TableCell,
+    /// How its pieces are encrypted.
+    pub(super) sealing: Option<Sealing>,
     /// Warnings about its cache.
     pub(super) cache_warning: RateLimit,
     /// Warnings about reads of it.
@@ -113,6 +119,7 @@ impl Blob {
     pub(super) fn new(facts: BlobFacts, files: Option<Generation>) -> Self {
         Self {
             id: Arc::from(facts.id.as_str()),
+            sealing: facts.cipher.as_ref().map(Sealing::new),
             facts,
             table: TableCell::default(),
             cache_warning: RateLimit::default(),
@@ -164,25 +171,40 @@ impl Blob {
         }
     }
 
-    /// Lets `parked` wait for `chunk` where that is needed; it then expects one arrival more.
+    /// Whether somebody sees to `chunk` at this moment.
+    pub(super) fn is_in_flight(&self, chunk: u32) -> bool {
+        lock(&self.flights).contains_key(&chunk)
+    }
+
+    /// Lets `parked` wait for `chunk` where that is needed; it then expects one arrival more. If the chunk is claimed,
+    /// those of `companions` that are missing and not in flight are claimed with it, in the same moment.
     pub(super) fn admit(
         self: &Arc<Self>,
         chunk: u32,
+        companions: Vec<(u32, ChunkFacts)>,
         files: Option<&Arc<Generation>>,
         parked: &Arc<Parked>,
-    ) -> Admission {
+    ) -> (Admission, Vec<Wanted>) {
         let mut flights = lock(&self.flights);
         if let Some(waiters) = flights.get_mut(&chunk) {
             parked.expect_one();
             waiters.push(Arc::clone(parked));
-            return Admission::Joined;
+            return (Admission::Joined, Vec::new());
         }
         if files.is_some_and(|files| files.extents.get(chunk).is_some_and(|extent| extent.touched)) {
-            return Admission::Here;
+            return (Admission::Here, Vec::new());
         }
         parked.expect_one();
         flights.insert(chunk, vec![Arc::clone(parked)]);
-        Admission::Claimed(self.claim(chunk, files))
+        let mut claimed = Vec::with_capacity(companions.len());
+        for (chunk, facts) in companions {
+            let is_missing = files.is_none_or(|files| files.presence(chunk) == Presence::Missing);
+            if is_missing && let Entry::Vacant(flight) = flights.entry(chunk) {
+                flight.insert(Vec::new());
+                claimed.push((self.claim(chunk, files), facts));
+            }
+        }
+        (Admission::Claimed(self.claim(chunk, files)), claimed)
     }
 
     /// Claims `chunk`, for which nobody waits, if it is missing and not in flight.
@@ -193,6 +215,23 @@ impl Blob {
         }
         flights.insert(chunk, Vec::new());
         Some(self.claim(chunk, Some(files)))
+    }
+
+    /// Ends the flights of those of `chunks`, all of this blob and without cache files, for which nobody waits, all in
+    /// the same moment, and gives the others back: whoever claims one of them next can claim all.
+    pub(super) fn drop_idle(&self, chunks: Vec<Wanted>) -> Vec<Wanted> {
+        let mut flights = lock(&self.flights);
+        let mut live = Vec::new();
+        for (mut claim, facts) in chunks {
+            let waiters = flights.get(&claim.chunk);
+            if waiters.is_some_and(|waiters| Interest::of(waiters) != Interest::Nobody) {
+                live.push((claim, facts));
+            } else {
+                flights.remove(&claim.chunk);
+                claim.is_open = false;
+            }
+        }
+        live
     }
 
     fn claim(self: &Arc<Self>, chunk: u32, files: Option<&Arc<Generation>>) -> Claim {

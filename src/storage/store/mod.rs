@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Lock order: `Blob::flights` or the table's load lock, then `Parked::state`. The register, the budget and the pool's
-//! queues are leaves. None is held over I/O, a backend call or a `done`.
+//! queues are leaves, and so is the shelf. None is held over I/O, a backend call or a `done`.
 
 mod blob;
 mod budget;
@@ -19,11 +19,14 @@ mod doubt;
 mod error;
 mod fetch;
 mod foreign;
+mod landing;
+mod lot;
 mod parked;
 mod plan;
 mod ready;
 mod register;
 mod resolve;
+mod shelf;
 mod table;
 #[cfg(test)]
 #[cfg(feature = "testing")]
@@ -42,6 +45,7 @@ use self::doubt::Doubt;
 use self::parked::Done;
 use self::parked::Parked;
 use self::register::Register;
+use self::shelf::Shelf;
 use super::backend::Backend;
 use super::cache::Directory;
 use super::cache::Generation;
@@ -83,6 +87,9 @@ pub struct StoreOptions {
     pub demand_deadline: Option<Duration>,
     /// Where work is done.
     pub pool: Arc<Pool>,
+    /// The file that the bootstrap was taken from, whatever name is asked for: it may hold chunk tables
+    /// ([`crate::rafs::facts::MetaHolder::Bootstrap`]).
+    pub bootstrap: Option<Arc<dyn Backend>>,
 }
 
 /// Blobs of one image: see the module.
@@ -107,6 +114,7 @@ pub(in crate::storage) struct Inner {
     metrics: Arc<Metrics>,
     register: Register,
     budget: Arc<Budget>,
+    shelf: Shelf,
     doubt: Doubt,
     closing: AtomicBool,
     weak: Weak<Self>,
@@ -143,6 +151,7 @@ impl Store {
             metrics,
             register: Register::default(),
             budget: Budget::new(IN_FLIGHT_BYTES as u64, Weak::clone(weak)),
+            shelf: Shelf::default(),
             doubt: Doubt::default(),
             closing: AtomicBool::new(false),
             weak: Weak::clone(weak),
@@ -250,6 +259,7 @@ impl Inner {
             }
             // A guard for each part costs less than sharing one count with all other threads.
             let files = self.blobs.get(piece.blob as usize)?.files()?;
+            files.view.prefetch(piece.offset, piece.len as usize);
             if files.view.is_lost() || !holds(&files, piece) {
                 return None;
             }

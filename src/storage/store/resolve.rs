@@ -8,11 +8,12 @@ use super::blob::Claim;
 use super::error::ReadError;
 use super::fetch;
 use super::fetch::Wanted;
-use super::fetch::Work;
 use super::foreign;
+use super::lot;
 use super::parked::Outcome;
 use super::parked::Parked;
 use super::plan::Span;
+use super::shelf;
 use super::table;
 use super::table::Table;
 use crate::limits::MERGED_FETCH_BYTES;
@@ -86,9 +87,12 @@ fn admit(inner: &Inner, parked: &Arc<Parked>, run: &[Piece], claims: &mut Vec<Wa
         if last.replace(piece.chunk) == Some(piece.chunk) {
             continue;
         }
-        if let Admission::Claimed(claim) = blob.admit(piece.chunk, files.as_ref(), parked) {
+        let companions = lot::companions(blob, &table, files.as_deref(), (piece.chunk, &facts));
+        let (admission, along) = blob.admit(piece.chunk, companions, files.as_ref(), parked);
+        if let Admission::Claimed(claim) = admission {
             claims.push((claim, facts));
         }
+        claims.extend(along);
     }
     Ok(())
 }
@@ -116,7 +120,8 @@ pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
         }
     }
     foreign::wait(inner, foreign);
-    missing.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset));
+    let mut missing = shelf::serve(inner, missing);
+    missing.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
     let mut missing = missing.into_iter().peekable();
     while let Some(first) = missing.next() {
         let limit = inner.options.amplify_bytes.max(MERGED_FETCH_BYTES);
@@ -129,28 +134,35 @@ pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
         }
         amplify(inner, &mut span, &mut chunks);
         let blob = Arc::clone(&chunks[0].0.blob);
-        fetch::submit(inner, Work::chunks(blob, span.range(), chunks));
+        fetch::submit_chunks(inner, &blob, span.range(), chunks);
     }
 }
 
-/// Adds the missing chunks that follow, up to `amplify_bytes`: the next reads are likely to want them. Never a chunk
-/// that could not be verified, nor one that is in the works elsewhere.
+/// Adds the missing chunks that follow, up to `amplify_bytes`: the next reads are likely to want them. A unit is added
+/// with all its chunks. Never a chunk that could not be verified, nor one that is in the works elsewhere.
 fn amplify(inner: &Arc<Inner>, span: &mut Span, chunks: &mut Vec<Wanted>) {
     let Some((last, _)) = chunks.last() else { return };
     let (blob, mut next) = (Arc::clone(&last.blob), last.chunk);
     let (Some(files), Some(table)) = (last.files.clone(), blob.table.loaded()) else { return };
-    while span.len() < inner.options.amplify_bytes {
+    loop {
         next = match next.checked_add(1) {
             Some(next) if next < blob.facts.chunk_count => next,
             _ => return,
         };
         let Ok(facts) = table.chunk(&blob.facts, next) else { return };
-        let can_be_verified = facts.digest.is_some() || facts.crc32c.is_some();
+        let is_free = lot::UnitKey::of(&facts).is_some() && span.ends_with(&facts);
         let mut longer = span.clone();
-        if !can_be_verified || !longer.take(&facts) || longer.len() > inner.options.amplify_bytes {
+        let fits = is_free || longer.take(&facts) && longer.len() <= inner.options.amplify_bytes;
+        if !fits || !is_free && !lot::can_be_verified(&facts) {
             return;
         }
-        let Some(mut claim) = blob.claim_missing(next, &files) else { return };
+        let claim = if lot::can_be_verified(&facts) { blob.claim_missing(next, &files) } else { None };
+        let Some(mut claim) = claim else {
+            if is_free {
+                continue;
+            }
+            return;
+        };
         if !claim.try_lock() || files.presence(next) != Presence::Missing {
             // Another process has it, or had it a moment ago. That is as well, unless a reader joined in this moment.
             foreign::wait(inner, claim.unless_idle().map(|wanted| (wanted, facts)).into_iter().collect());

@@ -14,6 +14,7 @@ mod model;
 mod races;
 #[cfg(not(feature = "model"))]
 mod reference;
+mod units;
 
 use std::path::Path;
 use std::time::Duration;
@@ -130,6 +131,7 @@ impl Rig {
             validate: false,
             demand_deadline: Some(LONG),
             pool,
+            bootstrap: None,
         };
         let metrics = Arc::new(Metrics::new(0));
         Self { dir, facts, chunks, plain, memory, backend, metrics, options }

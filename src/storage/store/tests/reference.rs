@@ -49,6 +49,7 @@ fn open_with(
         validate: false,
         demand_deadline: Some(LONG),
         pool,
+        bootstrap: None,
     };
     let source = Arc::clone(&image);
     let chunks = change(Arc::new(LazyChunks::new(move || source.chunk_index())));
