@@ -24,6 +24,7 @@ use std::path::PathBuf;
 use rustix::io::Errno;
 
 pub use file::Directory;
+pub use file::TEMPORARY;
 pub use generation::Generation;
 
 impl CacheError {
