@@ -238,6 +238,17 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
 
+/// Decoded chunks that a store keeps in memory where no data file can be mapped for readers (`dummycache`, `compressed`,
+/// encryption of the cache): two of the largest chunks, or what a guest reads ahead for 64 files.
+pub const DECODED_BYTES: usize = 32 << 20;
+
+/// Decoded chunks go when nobody used them for this long, to twice as long.
+pub const DECODED_REST: Duration = Duration::from_secs(5);
+
+/// Chunks in memory that waiting reads may hold at once, where no data file can be mapped for readers: four reads of
+/// the largest size over the largest chunks, or a hundred usual ones.
+pub const HELD_BYTES: u64 = 128 << 20;
+
 /// Chunks on each side of a wanted one that are claimed because they are stored in one piece with it. Chunks of a few
 /// bytes could be a million in one batch; those beyond this are decoded again when somebody wants them.
 pub const MAX_UNIT_COMPANIONS: usize = 4096;

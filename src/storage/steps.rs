@@ -34,6 +34,8 @@ pub enum Step {
     TableNamed,
     /// A chunk was fetched and verified, and is about to be written.
     ChunkVerified,
+    /// Its place is ours.
+    ChunkClaimed,
     /// It is written.
     ChunkWritten,
     /// The chunk map says that it is there.

@@ -102,7 +102,19 @@ impl Directory {
     /// # Errors
     /// [`CacheError::NotRegular`], [`CacheError::File`].
     pub fn open_existing(&self, name: &str) -> Result<Option<File>, CacheError> {
-        let handle = match self.open_with(name, OFlags::RDWR) {
+        self.open_regular(name, OFlags::RDWR)
+    }
+
+    /// Opens `name` for reading; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`CacheError::NotRegular`], [`CacheError::File`].
+    pub fn open_readable(&self, name: &str) -> Result<Option<File>, CacheError> {
+        self.open_regular(name, OFlags::RDONLY)
+    }
+
+    fn open_regular(&self, name: &str, access: OFlags) -> Result<Option<File>, CacheError> {
+        let handle = match self.open_with(name, access) {
             Ok(handle) => handle,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {

@@ -246,7 +246,7 @@ fn child_fills_until_told() {
 }
 
 /// All steps; the compiler says when one is missing.
-const ALL: [Step; 22] = {
+const ALL: [Step; 23] = {
     use Step::*;
     [
         SideMade,
@@ -263,6 +263,7 @@ const ALL: [Step; 22] = {
         TableWritten,
         TableNamed,
         ChunkVerified,
+        ChunkClaimed,
         ChunkWritten,
         ChunkMapped,
         ChunkTrusted,

@@ -87,8 +87,12 @@ fn expect_no_flight(rig: &Rig, store: &Store) {
     for chunk in 0..rig.facts.chunk_count {
         assert!(other.locks().try_lock_chunks(chunk..chunk + 1).unwrap(), "chunk {chunk} is locked");
         other.locks().unlock_chunks(chunk..chunk + 1);
-        let is_missing = other.presence(chunk) == crate::storage::cache::generation::Presence::Missing;
-        assert!(!is_missing || blob.claim_missing(chunk, &files).is_some(), "chunk {chunk} is in flight for ever");
+        let facts = &rig.chunks[chunk as usize];
+        let is_missing = other.presence(chunk, facts) == crate::storage::cache::generation::Presence::Missing;
+        assert!(
+            !is_missing || blob.claim_missing(chunk, facts, &files).is_some(),
+            "chunk {chunk} is in flight for ever"
+        );
     }
 }
 
