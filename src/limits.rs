@@ -238,6 +238,17 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
 
+/// Decoded chunks that a store keeps in memory where no data file can be mapped for readers (`dummycache`, `compressed`,
+/// encryption of the cache): two of the largest chunks, or what a guest reads ahead for 64 files.
+pub const DECODED_BYTES: usize = 32 << 20;
+
+/// Decoded chunks go when nobody used them for this long, to twice as long.
+pub const DECODED_REST: Duration = Duration::from_secs(5);
+
+/// Chunks in memory that waiting reads may hold at once, where no data file can be mapped for readers: four reads of
+/// the largest size over the largest chunks, or a hundred usual ones.
+pub const HELD_BYTES: u64 = 128 << 20;
+
 /// Chunks on each side of a wanted one that are claimed because they are stored in one piece with it. Chunks of a few
 /// bytes could be a million in one batch; those beyond this are decoded again when somebody wants them.
 pub const MAX_UNIT_COMPANIONS: usize = 4096;
@@ -254,3 +265,40 @@ pub const SHELF_REST: Duration = Duration::from_secs(1);
 
 /// Largest dictionary of a ZRan context: the window of deflate.
 pub const MAX_ZRAN_DICTIONARY_BYTES: u32 = 32 << 10;
+/// How long a ring's worker that just served stays awake when `--poll-us` is not given: more than a driver needs to answer a
+/// reply with the next request, much less than a scheduler's time slice.
+pub const DEFAULT_AWAKE: Duration = Duration::from_micros(50);
+
+/// Longest time that `--poll-us` takes: what a worker does instead of sleeping is taken from others.
+pub const MAX_AWAKE: Duration = Duration::from_millis(1);
+
+/// A worker stays awake only if fewer requests came since its ring was dry the last time: a wake-up (some 5 us of both
+/// sides) is then a noticeable part of each.
+pub const AWAKE_BELOW_REQUESTS: usize = 16;
+
+/// What a kick and the wake-up of a worker take at most on a machine with idle processors: so much longer a pause may have
+/// been that staying awake would have bridged.
+pub const WAKE_UP: Duration = Duration::from_micros(50);
+
+/// Short pauses in a row, at most, before a worker that stayed awake in vain tries again: it then wastes less than 1 % of
+/// the time.
+pub const MAX_PAUSES_BEFORE_AWAKE: u32 = 256;
+
+/// Looks at the ring between two looks at the clock, while a worker stays awake; each takes some 50 ns.
+pub const LOOKS_PER_CLOCK: u32 = 8;
+
+/// Replies of a batch that are shown to the guest together, at most; fewer in a small batch. A guest that looks goes on
+/// while the rest is served; one that sleeps is interrupted at the end of the batch.
+pub const SHOWN_TOGETHER: usize = 16;
+
+/// Reply bytes after which replies are shown to the guest and an interrupt is sent, whatever their number: some 20 us of
+/// copying.
+pub const SHOWN_BYTES: u64 = 256 << 10;
+
+/// Bytes of a reply from which they are copied past the caches: beyond a quarter of a processor's own cache they push
+/// each other out before the guest reads them, and bring in lines that are only overwritten.
+pub const STREAMED_BYTES: usize = 512 << 10;
+
+/// Bytes of a read that are asked for while the request is still being prepared: a page. What is larger is found by the
+/// processor itself.
+pub const PREFETCHED_BYTES: usize = 4096;

@@ -110,14 +110,12 @@ fn failing_cache() -> Result<()> {
             end(daemon, &what)?;
         } else {
             spoil(&disk, keep_mebibytes << 20, &data_in(&at.join("cache"))?)?;
-            // One that cannot even open its files says so and is gone; that is no lie either.
-            if let Ok(daemon) = stage.serve(&at.join("cache"), None) {
-                for round in 0..3 {
-                    stage.expect_right_or_eio(&daemon, &format!("{what}, {round}"))?;
-                }
-                ensure!(counter(&daemon, "backend_requests")? > 0, "{what}: the disk did not fail");
-                end(daemon, &what)?;
+            let daemon = stage.serve(&at.join("cache"), None)?;
+            for round in 0..3 {
+                stage.expect_right_or_eio(&daemon, &format!("{what}, {round}"))?;
             }
+            ensure!(counter(&daemon, "backend_requests")? > 0, "{what}: the disk did not fail");
+            end(daemon, &what)?;
         }
         drop(mounted);
     }

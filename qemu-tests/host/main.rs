@@ -3,6 +3,7 @@
 //! A test that cannot run here is shown as ignored, with the reason on stderr.
 
 mod command;
+mod differential;
 mod disks;
 mod erofs;
 mod mounted;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(command::trials());
     trials.extend(disks::trials());
+    trials.extend(differential::trials());
     trials.extend(erofs::trials());
     trials.extend(power::trials());
     trials.extend(upstream::trials());

@@ -95,18 +95,18 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts the metadata in `bootstrap`, with the uncompressed blob `device` if there is one, at `at`.
-    pub fn erofs(bootstrap: &Path, device: Option<&Path>, at: &Path) -> Result<Self> {
+    /// Mounts the metadata in `bootstrap`, with the uncompressed blobs `devices`, at `at`.
+    pub fn erofs(bootstrap: &Path, devices: &[&Path], at: &Path) -> Result<Self> {
         let disk = LoopDevice::over(bootstrap)?;
-        let device = device.map(LoopDevice::over).transpose()?;
+        let devices = devices.iter().map(|device| LoopDevice::over(device)).collect::<Result<Vec<_>>>()?;
         let mut options = "ro".to_owned();
-        if let Some(device) = &device {
+        for device in &devices {
             options.push_str(",device=");
             options.push_str(&device.path);
         }
         std::fs::create_dir_all(at)?;
         run(Command::new("mount").args(["-t", "erofs", "-o", &options, &disk.path]).arg(at))?;
-        Ok(Self { at: at.to_path_buf(), _devices: std::iter::once(disk).chain(device).collect() })
+        Ok(Self { at: at.to_path_buf(), _devices: std::iter::once(disk).chain(devices).collect() })
     }
 }
 

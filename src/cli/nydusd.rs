@@ -9,6 +9,7 @@ mod version;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use clap::FromArgMatches;
@@ -50,6 +51,8 @@ pub struct Serve {
     pub after_disconnect: AfterDisconnect,
     /// Request queues offered.
     pub request_queues: u16,
+    /// How long the worker of a dry ring stays awake at most.
+    pub awake: Duration,
     /// Mount tag in the device's configuration space.
     pub tag: Option<String>,
     /// Whether guests open files without a message.
@@ -210,6 +213,7 @@ fn serve(
         listen,
         after_disconnect,
         request_queues: vm.queues,
+        awake: Duration::from_micros(vm.poll_us),
         tag: vm.tag,
         zero_message_open: vm.zero_message_open.into(),
         bootstrap,

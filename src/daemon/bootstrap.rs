@@ -17,7 +17,6 @@ use rustix::fs::OFlags;
 
 use crate::config::Mode;
 use crate::limits::MAX_BOOTSTRAP_BYTES;
-use crate::rafs::READS_IMAGES_OF;
 use crate::rafs::RafsError;
 use crate::rafs::detect;
 use crate::rafs::detect::Content;
@@ -65,14 +64,13 @@ pub enum BootstrapError {
 }
 
 /// What to do about metadata that cannot be used.
-fn advice(error: &RafsError) -> String {
+fn advice(error: &RafsError) -> &'static str {
     match error {
-        RafsError::Unsupported(_) => "cannot be served, make the image without this feature".to_owned(),
-        RafsError::PlaceholderBlobId { .. } => "cannot be served, give it the name that is the blob's id".to_owned(),
-        RafsError::Unknown { .. } => {
-            format!("made by newer tools, build the image with {READS_IMAGES_OF} or take a newer daemon")
+        RafsError::Unknown { .. } | RafsError::Unsupported(_) => {
+            "cannot be served, make the image without this feature"
         }
-        _ => "damaged or cut short, fetch or build it again".to_owned(),
+        RafsError::PlaceholderBlobId { .. } => "cannot be served, give it the name that is the blob's id",
+        _ => "damaged or cut short, fetch or build it again",
     }
 }
 

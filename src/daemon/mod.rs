@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use tracing::debug;
 use tracing::info;
@@ -50,6 +51,8 @@ pub struct Options {
     pub after_disconnect: AfterDisconnect,
     /// Request queues offered.
     pub request_queues: u16,
+    /// How long the worker of a dry ring stays awake at most.
+    pub awake: Duration,
     /// Mount tag in the device's configuration space.
     pub tag: Option<String>,
     /// Whether guests open files without a message.
@@ -97,6 +100,7 @@ pub fn run(options: Options, signals: Signals) -> Result<(), DaemonError> {
         request_queues: options.request_queues,
         tag: options.tag,
         after_disconnect: options.after_disconnect,
+        awake: options.awake,
     };
     let outcome = device::serve(served.server(), listener, &device, &stop, Arc::clone(&metrics));
     if let Some(file) = socket_file.get() {

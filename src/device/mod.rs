@@ -6,12 +6,14 @@
 //! | file | holds |
 //! |---|---|
 //! | `vhost` | all that is of vhost-user-backend: the backend, the ring wrapper, one connection |
+//! | `patience` | whether a worker stays awake |
 //! | `ring` | the life of a ring: epochs, passes, fences, publishing |
 //! | `state` | what is known of a ring and what that allows, changed under the ring's lock |
 //! | `split` | the layout of a split virtqueue in guest memory |
 //! | `chain` | descriptor chains to spans of guest memory, with limits |
 //! | `slot` | the place of one reply, and the sink into guest memory |
 //! | `worker` | the thread of a ring: batches of heads become requests |
+//! | `direct` | for fuzzing: rings without a VMM and without threads |
 //!
 //! Invariants: every request with a reply area is answered exactly once, unless its ring was reset; nothing is written
 //! to guest memory after the answer to a message that fences; a guest breaks its own ring at most.
@@ -21,6 +23,9 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod chain;
+#[cfg(feature = "testing")]
+pub mod direct;
+mod patience;
 mod ring;
 mod slot;
 mod split;
@@ -51,6 +56,7 @@ use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 use rustix::event::PollFd;
@@ -73,6 +79,8 @@ pub struct Options {
     pub tag: Option<String>,
     /// What follows the end of a connection.
     pub after_disconnect: AfterDisconnect,
+    /// How long the worker of a ring that ran dry stays awake at most, where that pays; zero: it always sleeps at once.
+    pub awake: Duration,
 }
 
 impl Options {

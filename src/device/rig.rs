@@ -34,6 +34,7 @@ use super::serve_requests;
 use super::slot::Slot;
 use super::worker::Requests;
 use crate::fuse::slot::ReplySlot;
+use crate::limits::DEFAULT_AWAKE;
 use crate::metrics::Metrics;
 
 /// Bytes of guest memory, at guest address 0.
@@ -55,6 +56,10 @@ pub(super) const DATA: u32 = 1001;
 pub(super) const PARK: u32 = 1002;
 pub(super) const DROP: u32 = 1003;
 pub(super) const PANIC: u32 = 1004;
+/// Answered by another thread before the worker goes on.
+pub(super) const LATE: u32 = 1005;
+/// Answered once [`Double::hold`] is free.
+pub(super) const HOLD: u32 = 1006;
 pub(super) const FORGET: u32 = 2;
 pub(super) const INIT: u32 = 26;
 
@@ -63,6 +68,7 @@ pub(super) const INIT: u32 = 26;
 pub(super) struct Double {
     pub(super) parked: Mutex<Vec<(u64, Slot)>>,
     pub(super) sessions: Mutex<u32>,
+    pub(super) hold: Mutex<()>,
 }
 
 impl Double {
@@ -90,6 +96,11 @@ impl Requests for Double {
             FORGET => slot.send_nothing(),
             PARK => self.parked.lock().unwrap().push((unique, slot)),
             DROP => drop(slot),
+            HOLD => {
+                let _free = self.hold.lock().unwrap();
+                slot.fail(Errno::IO);
+            }
+            LATE => std::thread::spawn(move || drop(slot)).join().unwrap(),
             PANIC => panic!("a request that panics, as the test wants it"),
             DATA => {
                 let want = slot.capacity() - 16;
@@ -152,8 +163,11 @@ pub(super) struct Device {
 }
 
 impl Device {
+    pub(super) const OPTIONS: Options =
+        Options { request_queues: 2, tag: None, after_disconnect: AfterDisconnect::ListenAgain, awake: DEFAULT_AWAKE };
+
     pub(super) fn start() -> Self {
-        Self::with(Options { request_queues: 2, tag: None, after_disconnect: AfterDisconnect::ListenAgain })
+        Self::with(Self::OPTIONS)
     }
 
     pub(super) fn with(options: Options) -> Self {

@@ -19,6 +19,7 @@ use super::slot::Held;
 use super::split::Events;
 use super::split::Layout;
 use super::state::Broken;
+use super::state::Dry;
 use super::state::Phase;
 use super::state::State;
 use super::state::Take;
@@ -87,6 +88,25 @@ pub(super) enum Admitted<'a> {
 pub(super) enum Wake {
     Worker,
     Nobody,
+}
+
+/// What [`Ring::outlook`] sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outlook {
+    /// Something to begin with.
+    Work,
+    /// Nothing yet.
+    Nothing,
+    /// The ring is not worked on any more.
+    Over,
+}
+
+/// When an interrupt that a driver wants is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Call {
+    Now,
+    /// With what is published next: the batch goes on.
+    Later,
 }
 
 /// How a batch ended.
@@ -295,6 +315,13 @@ impl Ring {
         self.lock().enabled
     }
 
+    /// Requests that were popped and not completed; `None` for a ring that cannot be trusted.
+    #[cfg(feature = "testing")]
+    pub(super) fn in_flight(&self) -> Option<u32> {
+        let state = self.lock();
+        (state.phase != Phase::Broken).then_some(state.in_flight)
+    }
+
     /// Whether the ring can be worked on.
     pub(super) fn is_live(&self) -> bool {
         self.lock().is_live()
@@ -307,24 +334,47 @@ impl Ring {
             return None;
         }
         let pass = self.pass(&mut state);
-        self.look(state, pass, take)
+        self.look(state, pass, take, Dry::Sleep)
     }
 
-    /// Publishes what a batch completed, of which `begun` heads were begun, and goes on with what the ring offers
-    /// now; `None` when there is nothing, or the batch ended otherwise. One lock, at most one interrupt.
+    /// What a worker that stays awake sees: a short look at the driver's index.
+    pub(super) fn outlook(&self) -> Outlook {
+        let state = self.lock();
+        if !state.is_live() || self.shared.closing.load(Ordering::Relaxed) {
+            return Outlook::Over;
+        }
+        // No pass: a fence takes the lock behind us, so it cannot be through while we look.
+        if state.has_work(&self.shared.map.load()) { Outlook::Work } else { Outlook::Nothing }
+    }
+
+    /// Shows the driver what a batch completed so far. `call` says whether it may be interrupted for it, or by what
+    /// follows only.
+    pub(super) fn show(&self, pass: &Pass<'_>, used: &[Used], take: &mut Take, call: Call) {
+        let mut state = self.lock();
+        state.settle(pass.epoch, take, used);
+        let signal = match call {
+            Call::Now => state.publish(&pass.map, used),
+            Call::Later => state.add_used(&pass.map, used).and(None),
+        };
+        drop(state);
+        if let Some(call) = signal {
+            self.signal(&call);
+        }
+    }
+
+    /// Publishes the rest of what a batch completed, and goes on with what the ring offers now; `None` when there is
+    /// nothing, or the batch ended otherwise. One lock, at most one interrupt.
     pub(super) fn turn<'a>(
         &'a self,
         mut pass: Pass<'a>,
-        begun: usize,
         used: &[Used],
         ended: Ended,
         take: &mut Take,
+        dry: Dry,
     ) -> Option<Pass<'a>> {
         let mut state = self.lock();
-        state.next_avail = state.next_avail.wrapping_add(begun as u16);
-        if state.epoch == pass.epoch {
-            state.in_flight = state.in_flight.saturating_add(begun as u32).saturating_sub(used.len() as u32);
-        }
+        state.settle(pass.epoch, take, used);
+        state.return_rest(pass.epoch, take);
         let signal = state.publish(&pass.map, used);
         if let Ended::Broken(broken) = ended {
             self.give_up(&mut state, broken);
@@ -334,7 +384,7 @@ impl Ring {
         let go_on = ended == Ended::Batch && state.is_live() && !self.shared.closing.load(Ordering::Relaxed);
         let next = if go_on {
             let pass = self.pass(&mut state);
-            self.look(state, pass, take)
+            self.look(state, pass, take, dry)
         } else {
             let waste = std::mem::take(&mut state.waste);
             drop(state);
@@ -348,14 +398,20 @@ impl Ring {
     }
 
     /// Looks at the ring with `pass` and fills `take`; gives the pass back when there is nothing.
-    fn look<'a>(&self, mut state: MutexGuard<'_, State>, mut pass: Pass<'a>, take: &mut Take) -> Option<Pass<'a>> {
-        take.count = 0;
+    fn look<'a>(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        mut pass: Pass<'a>,
+        take: &mut Take,
+        dry: Dry,
+    ) -> Option<Pass<'a>> {
+        take.clear();
         take.layout = state.layout;
         let looked = match state.layout.open(&pass.map) {
             Some(split) if split.is_lost() => Err(Broken::Lost),
             Some(split) => {
                 state.take_held(&mut take.held);
-                state.take_heads(&split, take)
+                state.take_heads(&split, take, dry)
             }
             // The VMM took the region away; the next memory table wakes us.
             None => Ok(()),
@@ -478,9 +534,7 @@ impl Pass<'_> {
     pub(super) fn end(mut self, used: Used) {
         let ring = self.ring;
         let mut state = ring.lock();
-        if state.epoch == self.epoch {
-            state.in_flight = state.in_flight.saturating_sub(1);
-        }
+        state.settle_late(self.epoch);
         let signal = state.publish(&self.map, &[used]);
         ring.give_back(&mut state, &mut self);
         drop(state);

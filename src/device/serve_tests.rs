@@ -150,7 +150,7 @@ fn second_client_waits_until_the_first_is_gone() {
 
 #[test]
 fn device_ends_with_its_connection_when_asked_to() {
-    let options = Options { request_queues: 1, tag: None, after_disconnect: AfterDisconnect::End };
+    let options = Options { after_disconnect: AfterDisconnect::End, ..Device::OPTIONS };
     let mut device = Device::with(options);
     let mut vmm = device.connect();
     vmm.boot(&[1]);
@@ -161,7 +161,7 @@ fn device_ends_with_its_connection_when_asked_to() {
 #[test]
 fn configuration_is_offered_with_a_tag_only() {
     for tag in [None, Some("nydus".to_owned())] {
-        let options = Options { request_queues: 3, tag: tag.clone(), after_disconnect: AfterDisconnect::ListenAgain };
+        let options = Options { request_queues: 3, tag: tag.clone(), ..Device::OPTIONS };
         let device = Device::with(options);
         let mut vmm = device.connect();
         vmm.negotiate(FEATURES);
@@ -237,6 +237,58 @@ fn batch_costs_one_interrupt_and_none_where_the_driver_wants_none() {
         assert_eq!(interrupts(&mut ring, 1), 1);
         assert_eq!(ring.kick_event(), ring.avail, "the next request is to be kicked for");
     }
+}
+
+#[test]
+fn replies_are_seen_while_the_batch_goes_on() {
+    let device = Device::start();
+    let mut vmm = device.connect();
+    let mut ring = vmm.boot(&[1]).remove(0);
+    ring.prepare(ECHO, 1, 4096);
+    ring.prepare(HOLD, 2, 4096);
+    let held = device.double.hold.lock().unwrap();
+    ring.show(ring.avail);
+    ring.kick();
+    assert_eq!(ring.wait(1).len(), 1, "the second one is still being served");
+    drop(held);
+    assert_eq!(ring.wait(1).len(), 1);
+}
+
+#[test]
+fn late_replies_of_a_batch_that_goes_on_use_up_no_place() {
+    let device = Device::start();
+    let mut vmm = device.connect();
+    let mut ring = vmm.boot(&[1]).remove(0);
+    for unique in 0..u64::from(ring.size) * 2 {
+        assert_eq!(ring.call(LATE, unique, 4096).1, (16, -5, unique));
+    }
+}
+
+#[test]
+fn worker_stays_awake_between_requests_that_follow_at_once_and_then_sleeps() {
+    let device = Device::with(Options { awake: Duration::from_millis(20), ..Device::OPTIONS });
+    let mut vmm = device.connect();
+    let mut ring = vmm.boot(&[1]).remove(0);
+    let began = |device: &Device| device.metrics.queues[1].requests.get();
+    ring.call(ECHO, 0, 4096);
+    until("the worker sleeps", || ring.kick_event() == ring.avail);
+    ring.call(ECHO, 1, 4096);
+    // Not asked for: kicks are wanted only for what comes when it sleeps.
+    let mut unkicked = 0;
+    for unique in 2..50 {
+        let wants_kick = ring.kick_event() == ring.avail;
+        ring.prepare(ECHO, unique, 4096);
+        ring.show(ring.avail);
+        if wants_kick || ring.kick_event() == ring.avail.wrapping_sub(1) {
+            ring.kick();
+        } else {
+            unkicked += 1;
+        }
+        ring.wait(1);
+    }
+    assert!(unkicked > 0, "some were found without a kick");
+    assert_eq!(began(&device), 50);
+    until("the worker sleeps", || ring.kick_event() == ring.avail);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::ring::Ring;
 use super::state::Used;
 use crate::fuse::slot::OUT_HEADER_BYTES;
 use crate::fuse::slot::ReplySlot;
+use crate::sys::copy::Means;
 use crate::sys::guest::GuestMap;
 use crate::sys::guest::Window;
 use crate::sys::sink::Sink;
@@ -107,6 +108,17 @@ impl Batch {
         let map = Some(Arc::clone(map));
         let batch = Self { ring: Arc::as_ptr(ring) as usize, epoch, map, used, body_bytes: 0 };
         BATCH.with_borrow_mut(|place| *place = batch);
+    }
+
+    /// How many completions were collected.
+    #[inline]
+    pub(super) fn collected() -> usize {
+        BATCH.with_borrow(|batch| batch.used.len())
+    }
+
+    /// Moves the completions collected so far to `used`, which is empty.
+    pub(super) fn collect(used: &mut Vec<Used>) {
+        BATCH.with_borrow_mut(|batch| std::mem::swap(&mut batch.used, used));
     }
 
     /// Ends the batch: what was completed, and the bytes of the bodies.
@@ -417,12 +429,15 @@ impl Sink for GuestSink<'_> {
 
     #[inline]
     fn put_view(&mut self, view: &View, offset: u64, len: usize) -> Result<(), SinkError> {
-        self.each(len, |window, done| {
+        let means = Means::of(len);
+        let put = self.each(len, |window, done| {
             let from = offset.saturating_add(done as u64);
-            match window.write_view(0, view, from, window.len()) {
+            match window.write_view(view, from, window.len(), means) {
                 Ok(copied) => copied.map_err(SinkError::Source),
                 Err(_) => Err(SinkError::Unmapped),
             }
-        })
+        });
+        means.settle();
+        put
     }
 }

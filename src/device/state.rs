@@ -75,10 +75,12 @@ pub(super) struct State {
     pub(super) enabled: bool,
     pub(super) phase: Phase,
     pub(super) epoch: u64,
-    /// Requests of this epoch that were popped and not completed.
+    /// Requests of this epoch that were taken and not completed.
     pub(super) in_flight: u32,
     /// Used index at the last decision on an interrupt.
     pub(super) signalled: Option<u16>,
+    /// Entries were shown since then.
+    undecided: bool,
     kicks_refused: bool,
     /// Completions that came while the ring was disabled or detached.
     pub(super) held: Vec<Held>,
@@ -100,11 +102,24 @@ pub(super) struct Used {
     pub(super) len: u32,
 }
 
+/// What a worker does when its ring has nothing to offer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dry {
+    /// It sleeps: the driver must kick for what comes next.
+    Sleep,
+    /// It looks again by itself; the driver need not kick.
+    StayAwake,
+}
+
 /// What a worker took from a ring.
 #[derive(Debug)]
 pub(super) struct Take {
     heads: [u16; BATCH_HEADS],
     pub(super) count: usize,
+    /// How many of the heads were begun.
+    pub(super) begun: usize,
+    /// How many of those the ring has been told of.
+    settled: usize,
     /// Held completions to run first.
     pub(super) held: Vec<Held>,
     pub(super) layout: Layout,
@@ -112,11 +127,16 @@ pub(super) struct Take {
 
 impl Default for Take {
     fn default() -> Self {
-        Self { heads: [0; BATCH_HEADS], count: 0, held: Vec::new(), layout: Layout::default() }
+        Self { heads: [0; BATCH_HEADS], count: 0, begun: 0, settled: 0, held: Vec::new(), layout: Layout::default() }
     }
 }
 
 impl Take {
+    /// Forgets the heads.
+    pub(super) fn clear(&mut self) {
+        (self.count, self.begun, self.settled) = (0, 0, 0);
+    }
+
     /// The heads, in the order of the ring.
     pub(super) fn heads(&self) -> &[u16] {
         self.heads.get(..self.count).unwrap_or_default()
@@ -146,6 +166,7 @@ impl State {
             self.forget_parked(Phase::Running);
         }
         self.signalled = None;
+        self.undecided = false;
         self.kicks_refused = false;
         (!self.layout.is_legal()).then_some(Broken::Illegal { size: self.layout.size })
     }
@@ -213,13 +234,49 @@ impl State {
         out.extend(self.held.drain(..count));
     }
 
-    /// Reads the heads on offer into `take`. When there are none, kicks are asked for.
+    /// Whether there is something to do that came without a kick.
     #[inline]
-    pub(super) fn take_heads(&mut self, split: &SplitRing<'_>, take: &mut Take) -> Result<(), Broken> {
+    pub(super) fn has_work(&self, map: &GuestMap) -> bool {
+        let index = self.layout.open(map).and_then(|split| split.avail_index().ok());
+        index.is_some_and(|index| index != self.next_avail) || !self.held.is_empty()
+    }
+
+    /// Notes which heads of `take` were begun and that `used` were completed, for a batch of `epoch`.
+    #[inline]
+    pub(super) fn settle(&mut self, epoch: u64, take: &mut Take, used: &[Used]) {
+        let begun = take.begun.saturating_sub(take.settled);
+        take.settled = take.begun;
+        self.next_avail = self.next_avail.wrapping_add(begun as u16);
+        if self.epoch == epoch {
+            self.in_flight = self.in_flight.saturating_sub(used.len() as u32);
+        }
+    }
+
+    /// The heads of `take` that were not begun are the ring's again.
+    #[inline]
+    pub(super) fn return_rest(&mut self, epoch: u64, take: &Take) {
+        if self.epoch == epoch {
+            self.in_flight = self.in_flight.saturating_sub(take.count.saturating_sub(take.begun) as u32);
+        }
+    }
+
+    /// One request of `epoch` was completed elsewhere.
+    pub(super) fn settle_late(&mut self, epoch: u64) {
+        if self.epoch == epoch {
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+    }
+
+    /// Reads the heads on offer into `take`, which is empty. When there are none, `dry` says what follows.
+    #[inline]
+    pub(super) fn take_heads(&mut self, split: &SplitRing<'_>, take: &mut Take, dry: Dry) -> Result<(), Broken> {
         let lost = |_: Unreachable| Broken::Lost;
         let size = self.layout.size;
         let mut ahead = split.avail_index().map_err(lost)?.wrapping_sub(self.next_avail);
         if ahead == 0 {
+            if dry == Dry::StayAwake {
+                return Ok(());
+            }
             split.want_kicks(self.next_avail, self.events).map_err(lost)?;
             self.kicks_refused = false;
             ahead = split.avail_index().map_err(lost)?.wrapping_sub(self.next_avail);
@@ -251,12 +308,14 @@ impl State {
             *place = head;
             take.count = ordinal.saturating_add(1);
         }
+        // Counted from here on: a late completion may come before the batch ends.
+        self.in_flight = self.in_flight.saturating_add(take.count as u32);
         Ok(())
     }
 
-    /// Adds used entries and decides on the interrupt: whom to call.
+    /// Adds used entries and shows them to the driver. Whether it wants an interrupt is decided later.
     #[inline]
-    pub(super) fn publish(&mut self, map: &GuestMap, used: &[Used]) -> Option<Arc<File>> {
+    pub(super) fn add_used(&mut self, map: &GuestMap, used: &[Used]) -> Option<()> {
         if used.is_empty() {
             return None;
         }
@@ -268,8 +327,20 @@ impl State {
         }
         split.publish_used(index).ok()?;
         self.next_used = index;
-        let old = self.signalled.replace(index);
-        if !split.wants_interrupt(old, index, self.events) {
+        self.undecided = true;
+        Some(())
+    }
+
+    /// Adds used entries and decides on one interrupt for all since the last decision: whom to call.
+    #[inline]
+    pub(super) fn publish(&mut self, map: &GuestMap, used: &[Used]) -> Option<Arc<File>> {
+        let _ = self.add_used(map, used);
+        if !std::mem::take(&mut self.undecided) {
+            return None;
+        }
+        let split = self.layout.open(map)?;
+        let old = self.signalled.replace(self.next_used);
+        if !split.wants_interrupt(old, self.next_used, self.events) {
             return None;
         }
         self.call.clone()

@@ -265,7 +265,7 @@ impl<R: Requests> Backend<R> {
         let shared = Arc::new(Shared::new(metrics));
         let count = usize::from(options.request_queues).saturating_add(1);
         let rings: Vec<_> = (0..count).map(|index| Arc::new(Ring::new(index, Arc::clone(&shared)))).collect();
-        let workers = rings.iter().map(|ring| Mutex::new(Worker::new(Arc::clone(ring)))).collect();
+        let workers = rings.iter().map(|ring| Mutex::new(Worker::new(Arc::clone(ring), options.awake))).collect();
         Self {
             requests,
             shared,

@@ -3,26 +3,35 @@
 use std::panic::AssertUnwindSafe;
 use std::panic::catch_unwind;
 use std::sync::Arc;
+use std::time::Duration;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
 use super::chain::BrokenTable;
 use super::chain::Chain;
 use super::chain::SpanReader;
+use super::patience::Patience;
+use super::ring::Call;
 use super::ring::Ended;
+use super::ring::Outlook;
 use super::ring::Pass;
 use super::ring::Ring;
 use super::slot::Batch;
 use super::slot::Slot;
 use super::split::SplitRing;
 use super::state::Broken;
+use super::state::Dry;
 use super::state::Take;
 use super::state::Used;
 use crate::fuse::FileSystem;
 use crate::fuse::server::Server;
 use crate::limits::BATCH_HEADS;
 use crate::limits::BATCH_REPLY_BYTES;
+use crate::limits::LOOKS_PER_CLOCK;
 use crate::limits::REQUEST_HEAD_BYTES;
+use crate::limits::SHOWN_BYTES;
+use crate::limits::SHOWN_TOGETHER;
 use crate::sys::guest::GuestMap;
 
 /// Bytes of `struct fuse_in_header`.
@@ -60,6 +69,7 @@ pub(super) struct Worker {
     chain: Chain,
     head: Vec<u8>,
     used: Vec<Used>,
+    patience: Patience,
 }
 
 /// What became of one head.
@@ -78,8 +88,16 @@ enum Fenced {
 }
 
 impl Worker {
-    pub(super) fn new(ring: Arc<Ring>) -> Self {
-        Self { ring, take: Take::default(), chain: Chain::default(), head: Vec::new(), used: Vec::new() }
+    /// The worker of `ring`, which stays awake for `awake` at most when the ring runs dry.
+    pub(super) fn new(ring: Arc<Ring>, awake: Duration) -> Self {
+        Self {
+            ring,
+            take: Take::default(),
+            chain: Chain::default(),
+            head: Vec::new(),
+            used: Vec::new(),
+            patience: Patience::new(awake),
+        }
     }
 
     /// Serves the ring until it has nothing to offer. `rings` are all rings of the device: a new session concerns all.
@@ -87,12 +105,15 @@ impl Worker {
         let ring = Arc::clone(&self.ring);
         let mut fenced = Fenced::No;
         let mut pass = ring.begin(&mut self.take);
+        if pass.is_none() {
+            return;
+        }
+        self.patience.woke();
         while let Some(now) = pass {
-            let (begun, ended) = self.batch(&now, requests, fenced);
-            if let Some(counters) = ring.counters() {
-                counters.requests.add(begun as u64);
-            }
-            pass = ring.turn(now, begun, &self.used, ended, &mut self.take);
+            let ended = self.batch(&now, requests, fenced);
+            self.patience.served(self.take.begun);
+            let dry = if self.patience.stays_awake() { Dry::StayAwake } else { Dry::Sleep };
+            pass = ring.turn(now, &self.used, ended, &mut self.take, dry);
             fenced = Fenced::No;
             if ended == Ended::Pause {
                 for ring in rings {
@@ -100,41 +121,89 @@ impl Worker {
                 }
                 fenced = Fenced::Yes;
                 pass = ring.begin(&mut self.take);
+            } else if pass.is_none() && dry == Dry::StayAwake {
+                pass = self.stay_awake(&ring);
+            }
+        }
+        self.patience.sleeps();
+    }
+
+    /// Looks at the dry `ring` for a while. `None`: there is nothing to do, and the driver kicks when there is.
+    fn stay_awake<'a>(&mut self, ring: &'a Ring) -> Option<Pass<'a>> {
+        let began = Instant::now();
+        loop {
+            for _ in 0..LOOKS_PER_CLOCK {
+                match ring.outlook() {
+                    Outlook::Work => {
+                        self.patience.paid();
+                        return ring.begin(&mut self.take);
+                    }
+                    Outlook::Over => return None,
+                    Outlook::Nothing => std::hint::spin_loop(),
+                }
+            }
+            if began.elapsed() >= self.patience.limit() {
+                self.patience.ran_out();
+                return ring.begin(&mut self.take);
             }
         }
     }
 
-    /// Works on what was taken. Returns how many heads were begun; what was completed is in `self.used`.
-    fn batch<R: Requests>(&mut self, pass: &Pass<'_>, requests: &R, fenced: Fenced) -> (usize, Ended) {
+    /// Works on what was taken. What was completed and not shown yet is in `self.used` afterwards.
+    fn batch<R: Requests>(&mut self, pass: &Pass<'_>, requests: &R, fenced: Fenced) -> Ended {
         self.used.clear();
         self.used.reserve(BATCH_HEADS);
         Batch::open(&self.ring, pass.epoch, &pass.map, std::mem::take(&mut self.used));
         for held in self.take.held.drain(..) {
             let _ = catch_unwind(AssertUnwindSafe(|| held.release()));
         }
-        let (mut begun, mut ended) = (0usize, Ended::Batch);
-        let mut reply_bytes = 0u64;
-        // Opened just before under the same pass, so it is mapped.
-        if let Some(split) = self.take.layout.open(&pass.map) {
-            while let Some(head) = self.take.heads().get(begun).copied() {
-                let may_begin_session = if begun == 0 { fenced } else { Fenced::No };
-                match self.one(head, pass, &split, requests, may_begin_session) {
-                    Step::Done => begun = begun.saturating_add(1),
-                    Step::Session => ended = Ended::Pause,
-                    Step::Broken(broken) => ended = Ended::Broken(Broken::Table(broken)),
-                }
-                reply_bytes = reply_bytes.saturating_add(self.chain.writable_bytes);
-                if ended != Ended::Batch || reply_bytes >= BATCH_REPLY_BYTES as u64 {
-                    break;
-                }
-            }
-        }
+        let ended = self.heads(pass, requests, fenced);
         let (used, body_bytes) = Batch::close();
         self.used = used;
         if let Some(counters) = self.ring.counters() {
+            counters.requests.add(self.take.begun as u64);
             counters.bytes.add(body_bytes);
         }
-        (begun, ended)
+        ended
+    }
+
+    /// Serves the heads that were taken, in an open batch, and shows the replies now and then.
+    fn heads<R: Requests>(&mut self, pass: &Pass<'_>, requests: &R, fenced: Fenced) -> Ended {
+        // Opened just before under the same pass, so it is mapped.
+        let Some(split) = self.take.layout.open(&pass.map) else { return Ended::Batch };
+        let together = (self.take.count / 4).clamp(1, SHOWN_TOGETHER);
+        let (mut all_bytes, mut unshown_bytes) = (0u64, 0u64);
+        while let Some(head) = self.take.heads().get(self.take.begun).copied() {
+            let may_begin_session = if self.take.begun == 0 { fenced } else { Fenced::No };
+            match self.one(head, pass, &split, requests, may_begin_session) {
+                Step::Done => self.take.begun = self.take.begun.saturating_add(1),
+                Step::Session => return Ended::Pause,
+                Step::Broken(broken) => return Ended::Broken(Broken::Table(broken)),
+            }
+            all_bytes = all_bytes.saturating_add(self.chain.writable_bytes);
+            unshown_bytes = unshown_bytes.saturating_add(self.chain.writable_bytes);
+            if all_bytes >= BATCH_REPLY_BYTES as u64 || self.take.begun == self.take.count {
+                break;
+            }
+            let collected = Batch::collected();
+            if collected > 0 && unshown_bytes >= SHOWN_BYTES {
+                // Copies of this size take longer than an interrupt.
+                self.show(pass, Call::Now);
+                unshown_bytes = 0;
+            } else if collected >= together {
+                self.show(pass, Call::Later);
+            }
+        }
+        Ended::Batch
+    }
+
+    /// Shows the guest what the open batch has collected.
+    fn show(&mut self, pass: &Pass<'_>, call: Call) {
+        let mut used = std::mem::take(&mut self.used);
+        Batch::collect(&mut used);
+        self.ring.show(pass, &used, &mut self.take, call);
+        used.clear();
+        self.used = used;
     }
 
     /// Makes one head a request and serves it.

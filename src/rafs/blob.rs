@@ -1,6 +1,8 @@
 //! What both versions say of blobs and algorithms: ids, feature bits, superblock flags (format, sections 1.1, 1.3, 1.4
 //! and 14, rules 2 and 4).
 
+use super::NEWER_TOOLS;
+use super::NO_TOOLS;
 use super::RafsError;
 use super::facts::BlobFacts;
 use super::facts::Compressor;
@@ -31,6 +33,9 @@ const INCOMPATIBLE_FEATURES: u32 = 0xffff;
 const KNOWN_FEATURES: u32 = 0xfff;
 const COMPATIBLE_FEATURES: u32 = feature::HAS_TAR_HEADER | feature::HAS_TOC | feature::CAP_TAR_TOC;
 
+/// What is blamed where no blob is.
+const THE_IMAGE: &str = "the image";
+
 /// The superblock flags, checked.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flags {
@@ -45,7 +50,7 @@ pub(super) struct Flags {
 impl Flags {
     pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
         if raw & !KNOWN_FLAGS != 0 {
-            return Err(unknown("superblock flags", at, format!("feature {:#x}", raw & !KNOWN_FLAGS)));
+            return Err(unknown(format!("superblock flags {:#x}", raw & !KNOWN_FLAGS), THE_IMAGE, NEWER_TOOLS));
         }
         let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
         let compressor = match compression {
@@ -72,30 +77,30 @@ impl Flags {
 }
 
 /// The compressor with the number `raw` (section 1.1).
-pub(super) fn compressor(raw: u32, field: &'static str, at: u64) -> Result<Compressor, RafsError> {
+pub(super) fn compressor(raw: u32) -> Option<Compressor> {
     match raw {
-        0 => Ok(Compressor::None),
-        1 => Ok(Compressor::Lz4Block),
-        2 => Ok(Compressor::Gzip),
-        3 => Ok(Compressor::Zstd),
-        _ => Err(unknown(field, at, format!("compression algorithm {raw}"))),
+        0 => Some(Compressor::None),
+        1 => Some(Compressor::Lz4Block),
+        2 => Some(Compressor::Gzip),
+        3 => Some(Compressor::Zstd),
+        _ => None,
     }
 }
 
 /// The digest algorithm with the number `raw` (section 1.1).
-pub(super) fn digester(raw: u32, field: &'static str, at: u64) -> Result<Digester, RafsError> {
+pub(super) fn digester(raw: u32) -> Option<Digester> {
     match raw {
-        0 => Ok(Digester::Blake3),
-        1 => Ok(Digester::Sha256),
-        _ => Err(unknown(field, at, format!("digest algorithm {raw}"))),
+        0 => Some(Digester::Blake3),
+        1 => Some(Digester::Sha256),
+        _ => None,
     }
 }
 
-/// The feature bits of a v6 blob: unknown incompatible bits are refused, unknown others dropped.
-pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
-    let new = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
-    if new != 0 {
-        return Err(unknown("blob features", at, format!("feature {new:#x}")));
+/// The feature bits of the v6 blob `id`: unknown incompatible bits are refused, unknown others dropped.
+pub(super) fn features(raw: u32, id: &str, at: u64) -> Result<u32, RafsError> {
+    let strange = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
+    if strange != 0 {
+        return Err(unknown(format!("blob features {strange:#x}"), format!("blob {id}"), NEWER_TOOLS));
     }
     let needs_v2 = feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
     if raw & needs_v2 != 0 && raw & feature::CHUNK_INFO_V2 == 0 {
@@ -126,19 +131,23 @@ const CONTRADICTIONS: [(u32, &str); 7] = [
     (feature::TARFS | feature::ENCRYPTED, "TARFS and ENCRYPTED"),
 ];
 
-/// The feature bits of a v5 blob. Unknown bits are dropped, as old builders left some there; what needs a table in the
+/// The feature bits of the v5 blob `id`. Unknown bits are dropped, as old builders left some there; what needs a table in the
 /// blob is refused, since v5 has none.
-pub(super) fn v5_features(raw: u32) -> Result<u32, RafsError> {
-    let unsupported = [
-        (feature::TARFS, "tarfs mode in RAFS v5"),
-        (feature::ZRAN, "ZRan in RAFS v5"),
+pub(super) fn v5_features(raw: u32, id: &str) -> Result<u32, RafsError> {
+    let unread = [
+        (feature::TARFS, "TARFS"),
+        (feature::ZRAN, "ZRAN"),
         // The builder takes the option, and forgets the key.
-        (feature::ENCRYPTED, "encryption in RAFS v5"),
-        (feature::BATCH, "batching of chunks in RAFS v5"),
+        (feature::ENCRYPTED, "ENCRYPTED"),
+        (feature::BATCH, "BATCH"),
     ];
-    for (bit, name) in unsupported {
+    for (bit, name) in unread {
         if raw & bit != 0 {
-            return Err(RafsError::Unsupported(name));
+            return Err(unknown(
+                format!("blob features {bit:#x} ({name})"),
+                format!("the RAFS v5 blob {id}"),
+                NO_TOOLS,
+            ));
         }
     }
     Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
@@ -199,12 +208,15 @@ mod tests {
 
     #[test]
     fn flags_unknown_or_contradictory_are_refused() {
-        for bad in [0x400, 0x10_0000, 1 << 40, COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
-            let outcome = Flags::parse(bad, 0);
-            assert!(matches!(outcome, Err(RafsError::Malformed { .. } | RafsError::Unknown { .. })), "{bad:#x}");
+        for strange in [0x400, 0x10_0000, 1 << 40] {
+            let error = Flags::parse(strange | COMPRESSION_ZSTD, 0).err().unwrap();
+            let expected =
+                format!("superblock flags {strange:#x} of the image can be read by tools newer than nydus v2.4.4 only");
+            assert_eq!(error.to_string(), expected);
         }
-        let new = Flags::parse(0x400, 0x480).unwrap_err().to_string();
-        assert_eq!(new, "superblock flags at offset 0x480: feature 0x400 is unknown");
+        for bad in [COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
+            assert!(matches!(Flags::parse(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+        }
         let old = Flags::parse(0, 0).unwrap();
         assert_eq!((old.compressor, old.digester), (Compressor::Lz4Block, Digester::Blake3));
         let reserved = Flags::parse(0x8500_0000 | COMPRESSION_ZSTD | HASH_SHA256 | EXPLICIT_UID_GID, 0).unwrap();
@@ -216,7 +228,11 @@ mod tests {
     fn features_unknown_and_contradictory_are_refused() {
         const V2: u32 = feature::CHUNK_INFO_V2;
         let separate_zran = feature::SEPARATE | feature::ZRAN | V2;
-        assert!(matches!(features(0x1000, 0), Err(RafsError::Unknown { .. })));
+        let error = features(0x3001, "some", 0).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "blob features 0x3000 of blob some can be read by tools newer than nydus v2.4.4 only"
+        );
         for bad in [
             feature::BATCH,
             feature::ENCRYPTED,
@@ -227,24 +243,23 @@ mod tests {
             feature::ALIGNED | feature::TARFS,
             feature::TARFS | feature::BATCH | V2,
         ] {
-            assert!(matches!(features(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+            assert!(matches!(features(bad, "id", 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
         }
         for good in
             [separate_zran, feature::SEPARATE, feature::BATCH | feature::ENCRYPTED | V2, 0x600 | feature::EXTERNAL]
         {
-            assert_eq!(features(good | feature::ALIGNED, 0).unwrap(), good | feature::ALIGNED);
+            assert_eq!(features(good | feature::ALIGNED, "id", 0).unwrap(), good | feature::ALIGNED);
         }
-        assert_eq!(features(0x0100_0001, 0).unwrap(), feature::ALIGNED);
+        assert_eq!(features(0x0100_0001, "id", 0).unwrap(), feature::ALIGNED);
     }
 
     #[test]
     fn features_of_v5_are_kept_as_far_as_they_are_known() {
-        assert_eq!(v5_features(0x1001).unwrap(), feature::ALIGNED);
-        assert_eq!(v5_features(feature::EXTERNAL).unwrap(), feature::EXTERNAL);
-        let cases = [(feature::BATCH, "batch"), (feature::ZRAN, "ZRan"), (feature::ENCRYPTED, "encrypt")];
-        for (bit, word) in cases {
-            let outcome = v5_features(bit | feature::CHUNK_INFO_V2);
-            assert!(matches!(outcome, Err(RafsError::Unsupported(name)) if name.contains(word)), "{word}");
+        assert_eq!(v5_features(0x1001, "id").unwrap(), feature::ALIGNED);
+        assert_eq!(v5_features(feature::EXTERNAL, "id").unwrap(), feature::EXTERNAL);
+        for (bit, name) in [(feature::BATCH, "BATCH"), (feature::ZRAN, "ZRAN"), (feature::ENCRYPTED, "ENCRYPTED")] {
+            let error = v5_features(bit | feature::CHUNK_INFO_V2, "id").unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("RAFS v5 blob id"), "{error}");
         }
     }
 }

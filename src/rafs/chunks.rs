@@ -14,6 +14,7 @@ use zerocopy::Unaligned;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
+use super::NO_TOOLS;
 use super::RafsError;
 use super::facts::BlobFacts;
 use super::facts::ChunkFacts;
@@ -23,6 +24,7 @@ use super::facts::Seal;
 use super::facts::feature;
 use super::grid;
 use super::malformed;
+use super::unknown;
 use crate::limits;
 use crate::sys::view::View;
 
@@ -70,7 +72,7 @@ impl Record {
         let blob = self.blob_of(at, blobs)?;
         let flags = self.flags.get();
         if flags & (HOLE | ENCRYPTED | BATCH) != 0 {
-            return Err(RafsError::Unsupported("a chunk of RAFS v5 that is a hole, encrypted or batched"));
+            return Err(unknown(format!("chunk flags {flags:#x}"), format!("the RAFS v5 blob {}", blob.id), NO_TOOLS));
         }
         let facts = ChunkFacts {
             compressed_offset: self.compressed_offset.get(),

@@ -13,22 +13,23 @@ use smallvec::SmallVec;
 
 use super::RafsError;
 use super::chunks::ChunkIndex;
-use super::entries::Cursor;
-use super::entries::Entries;
 use super::facts::BlobFacts;
 use super::facts::Piece;
 use super::grid;
 use super::inode::EachXattr;
 use super::inode::InodeFacts;
 use super::inode::Kind;
-use super::inode::Place;
+use super::listing::Cursor;
+use super::listing::Entries;
 use super::malformed;
+use super::place::Place;
 use super::seek::Whence;
 use super::seek::ZeroDigests;
 use super::v5;
 use super::v5::V5;
 use super::v6;
 use super::v6::V6;
+use super::version::Version;
 use crate::limits;
 use crate::sys::view::View;
 
@@ -38,15 +39,6 @@ pub struct OpenOptions {
     /// The id of the blob that the metadata was extracted from: stands in for the placeholder id of such metadata
     /// (format, section 10.3).
     pub placeholder_id: Option<String>,
-}
-
-/// Format version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// RAFS v5.
-    V5,
-    /// RAFS v6, an EROFS image.
-    V6,
 }
 
 /// What `statfs` tells.
@@ -77,15 +69,16 @@ impl Image {
     /// tables, not the tree.
     ///
     /// # Errors
-    /// [`RafsError::Unsupported`] names a feature that is not served; [`RafsError::PlaceholderBlobId`] when the blob id
+    /// [`RafsError::Unknown`] names what only other tools read; [`RafsError::PlaceholderBlobId`] when the blob id
     /// is needed; [`RafsError::Malformed`] and [`RafsError::View`] for everything that is wrong.
     pub fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
         if view.len() > limits::MAX_BOOTSTRAP_BYTES {
             return Err(malformed("bootstrap size", 0, format!("{} bytes, at most 2 GiB", view.len())));
         }
+        let placeholder_id = options.placeholder_id.as_deref();
         let format = match super::detect::version(&view)? {
-            Some(Version::V5) => Format::V5(V5::open(view, options)?),
-            Some(Version::V6) => Format::V6(V6::open(view, options)?),
+            Some(Version::V5) => Format::V5(V5::open(view, placeholder_id)?),
+            Some(Version::V6) => Format::V6(V6::open(view, placeholder_id)?),
             None => return Err(malformed("superblock magic", 0, "neither RAFS v5 nor RAFS v6")),
         };
         Ok(Self { format, chunk_index: OnceLock::new(), zeros: ZeroDigests::new() })

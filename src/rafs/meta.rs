@@ -135,9 +135,8 @@ fn read_header(header: &[u8], blob: &BlobFacts) -> Result<Contexts, RafsError> {
     if header.magic.get() != HEADER_MAGIC || header.magic_again.get() != HEADER_MAGIC {
         return Err(malformed("blob meta header magic", 0, format!("{:#x}, {:#x}", header.magic, header.magic_again)));
     }
-    let compressor = blob::compressor(header.compressor.get(), "blob meta header compression", 8)?;
-    if compressor != meta.compressor {
-        let reason = format!("{compressor:?}, blob table says {:?}", meta.compressor);
+    if blob::compressor(header.compressor.get()) != Some(meta.compressor) {
+        let reason = format!("{}, blob table says {:?}", header.compressor, meta.compressor);
         return Err(malformed("blob meta header compression", 8, reason));
     }
     let rows: [(&'static str, u64, u64, u64); 5] = [
@@ -274,9 +273,10 @@ impl BlobMeta {
     /// One pass over the entries: each is right by itself, they ascend without overlap, and those of one batch agree on
     /// where it is.
     fn check_entries(&self) -> Result<(), RafsError> {
+        const UNKNOWN: u64 = u64::MAX;
         // One place for each batch; their number was compared with the array that holds them.
         let batches = if self.blob.features & feature::BATCH == 0 { 0 } else { self.contexts.count() };
-        let mut places: Vec<Option<u64>> = vec![None; usize::try_from(batches).unwrap_or(usize::MAX)];
+        let mut places = vec![UNKNOWN; usize::try_from(batches).unwrap_or(usize::MAX)];
         let mut end = 0u64;
         for chunk in 0..self.blob.chunk_count {
             let at = self.offset_of(chunk);
@@ -289,7 +289,13 @@ impl BlobMeta {
             if matches!(facts.coding, Coding::Batch { .. }) {
                 let context = self.entry_v2(at)?.context;
                 let place = usize::try_from(context).ok().and_then(|context| places.get_mut(context));
-                if place.is_none_or(|place| *place.get_or_insert(facts.compressed_offset) != facts.compressed_offset) {
+                let expected = place.map(|place| {
+                    if *place == UNKNOWN {
+                        *place = facts.compressed_offset;
+                    }
+                    *place
+                });
+                if expected != Some(facts.compressed_offset) {
                     let reason = format!("chunk {chunk} does not find batch {context} where others do");
                     return Err(malformed("CI compressed offset", at, reason));
                 }

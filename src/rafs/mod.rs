@@ -15,7 +15,9 @@ pub mod facts;
 mod grid;
 pub mod image;
 pub mod inode;
+pub mod listing;
 pub mod meta;
+mod place;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod reference_tests;
@@ -28,6 +30,7 @@ mod tests;
 pub mod toc;
 mod v5;
 mod v6;
+pub mod version;
 
 use std::cmp::Ordering;
 
@@ -49,16 +52,15 @@ pub enum RafsError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A feature or an algorithm that this reader does not know: the tools that wrote it are newer than
-    /// [`READS_IMAGES_OF`].
-    #[error("{field} at offset {offset:#x}: {what} is unknown")]
+    /// A flag, version or algorithm that is not known here, or that no reader knows.
+    #[error("{what} of {subject} can be read by {readers}")]
     Unknown {
-        /// The field, as the format document names it.
-        field: &'static str,
-        /// Where it is.
-        offset: u64,
-        /// What is unknown.
+        /// The field, as the format document names it, and its value.
         what: String,
+        /// The image, or the id of the blob that has it.
+        subject: String,
+        /// Which tools know it.
+        readers: &'static str,
     },
     /// A feature of the format that is not served yet.
     #[error("{0} is not supported yet")]
@@ -80,19 +82,21 @@ pub enum RafsError {
     NotRegular,
 }
 
-/// The tools up to which everything that they write is known here.
-pub const READS_IMAGES_OF: &str = "nydus-image v2.4.4";
-
-/// Something new: `what` in `field` at `offset` in the metadata.
-#[cold]
-fn unknown(field: &'static str, offset: u64, what: String) -> RafsError {
-    RafsError::Unknown { field, offset, what }
-}
-
 /// A broken rule: `field` at `offset` in the metadata.
 #[cold]
 fn malformed(field: &'static str, offset: u64, reason: impl Into<String>) -> RafsError {
     RafsError::Malformed { field, offset, reason: reason.into() }
+}
+
+/// Readers of what came up after this reader was written.
+const NEWER_TOOLS: &str = "tools newer than nydus v2.4.4 only";
+/// Readers of what tools can write or have numbers for, and refuse to read.
+const NO_TOOLS: &str = "no tools of nydus up to v2.4.4";
+
+/// A value that only `readers` know.
+#[cold]
+fn unknown(what: impl Into<String>, subject: impl Into<String>, readers: &'static str) -> RafsError {
+    RafsError::Unknown { what: what.into(), subject: subject.into(), readers }
 }
 
 /// Chunks of a file of `size` bytes. `chunk_bytes` is a power of two, checked when the image was opened, which saves a

@@ -12,7 +12,6 @@ use super::detect::Content as Holds;
 use super::facts::Piece;
 use super::image::Image;
 use super::image::OpenOptions;
-use super::image::Version;
 use super::seek::Whence;
 use super::tar;
 use super::test_images;
@@ -22,6 +21,7 @@ use super::test_images::LAST_CHUNK;
 use super::test_images::V6_BLOB_TABLE;
 use super::test_images::node;
 use super::toc::Section;
+use super::version::Version;
 use crate::sys::view::View;
 
 const OPTIONS: OpenOptions = OpenOptions { placeholder_id: None };
@@ -212,15 +212,18 @@ fn v5_superblock_and_tables_that_break_a_rule_are_refused() {
     ];
     for (field, at, bytes) in rows {
         match open(&patched(&good, &[(*at, bytes)])).err() {
-            Some(RafsError::Malformed { field: found, .. } | RafsError::Unknown { field: found, .. }) => {
-                assert_eq!(found, *field, "{at}")
-            }
+            Some(RafsError::Malformed { field: found, .. }) => assert_eq!(found, *field, "{at}"),
+            Some(RafsError::Unknown { what, .. }) => assert!(what.starts_with(field), "{what} at {at}"),
             other => panic!("{field} at {at}: {other:?}"),
         }
     }
     let outcome = open(&good[..good.len() - 4]).err();
     assert!(matches!(outcome, Some(RafsError::Malformed { field: "bootstrap size", .. })), "{outcome:?}");
     assert!(matches!(open(b"RAFS"), Err(RafsError::Malformed { field: "superblock magic", .. })));
+    for (version, readers) in [(4, "tools older than nydus v2 only"), (6, "tools newer than nydus v2.4.4 only")] {
+        let error = open(&patched(&good, &[(5, &[version])])).unwrap_err().to_string();
+        assert_eq!(error, format!("RAFS version 0x{version}00 of the image can be read by {readers}"));
+    }
 }
 
 #[test]
@@ -267,11 +270,30 @@ fn v6_superblock_and_tables_that_break_a_rule_are_refused() {
         match open(&patched(&good, &[(*at, bytes)])).err() {
             // A changed device id differs from the one in the blob table.
             Some(RafsError::Malformed { field: "device id", .. }) if *field == "blob id" => {}
-            Some(RafsError::Malformed { field: found, .. } | RafsError::Unknown { field: found, .. }) => {
-                assert_eq!(found, *field, "{at}")
-            }
+            Some(RafsError::Malformed { field: found, .. }) => assert_eq!(found, *field, "{at}"),
+            Some(RafsError::Unknown { what, .. }) => assert!(what.starts_with(field), "{what} at {at}"),
             other => panic!("{field} at {at}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn v6_algorithms_that_are_not_known_name_themselves_and_the_blob() {
+    let [_, good] = samples();
+    let newer = "tools newer than nydus v2.4.4 only";
+    let none = "no tools of nydus up to v2.4.4";
+    let rows: &[(usize, u8, &str, &str)] = &[
+        (76, 4, "blob compression 4", newer),
+        (80, 2, "blob digest algorithm 2", newer),
+        (85, 0x10, "blob features 0x1000", newer),
+        (108, 9, "CI compression 9", newer),
+        (216, 2, "blob cipher 2 (AES-256-XTS)", none),
+        (216, 3, "blob cipher 3 (AES-256-GCM)", none),
+        (216, 4, "blob cipher 4", newer),
+    ];
+    for (at, byte, what, readers) in rows {
+        let error = open(&patched(&good, &[(V6_BLOB_TABLE + at, &[*byte])])).unwrap_err().to_string();
+        assert_eq!(error, format!("{what} of blob blob can be read by {readers}"));
     }
 }
 
@@ -389,9 +411,7 @@ fn detect_tells_what_a_file_holds() {
 /// The error of walking `good` with `bytes` at `at`.
 fn fault(good: &[u8], at: usize, bytes: &[u8]) -> (&'static str, String) {
     match open(&patched(good, &[(at, bytes)])).and_then(|image| check::walk(&image)) {
-        Err(RafsError::Malformed { field, reason, .. } | RafsError::Unknown { field, what: reason, .. }) => {
-            (field, reason)
-        }
+        Err(RafsError::Malformed { field, reason, .. }) => (field, reason),
         other => ("another outcome", format!("{other:?}")),
     }
 }

@@ -17,6 +17,7 @@ use vm_memory::GuestMemoryRegion;
 use vm_memory::MmapRegion;
 use vm_memory::VolatileSlice;
 
+use super::copy::Means;
 use super::guard::Mark;
 use super::guard::TableFull;
 use super::guard::Watch;
@@ -187,20 +188,20 @@ impl Window<'_> {
         self.unless_lost()
     }
 
-    /// Copies `len` bytes of `view` from `from` to `offset`, without a copy in between.
+    /// Copies `len` bytes of `view` from `from` to the beginning, by `means`, without a copy in between.
     ///
     /// # Errors
     /// The outer one is [`Unreachable`], the inner one the source's.
     #[inline]
     pub fn write_view(
         &self,
-        offset: usize,
         view: &View,
         from: u64,
         len: usize,
+        means: Means,
     ) -> Result<Result<(), ViewError>, Unreachable> {
-        let part = self.slice.subslice(offset, len).map_err(|_| Unreachable)?;
-        let copied = view.copy_to_guest(from, &part);
+        let part = self.slice.subslice(0, len).map_err(|_| Unreachable)?;
+        let copied = view.copy_to_guest(from, &part, means);
         self.unless_lost()?;
         Ok(copied)
     }

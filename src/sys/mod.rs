@@ -4,6 +4,7 @@
 //! fact about the machine. No reference into a file map leaves this room: [`view::View`] copies out.
 
 pub mod bitmap;
+pub mod copy;
 pub mod faults;
 pub mod guard;
 pub mod guest;

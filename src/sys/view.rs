@@ -26,8 +26,11 @@ use vm_memory::bitmap::BitmapSlice;
 use zerocopy::FromBytes;
 use zerocopy::IntoBytes;
 
+use super::copy;
+use super::copy::Means;
 use super::guard::Mark;
 use super::guard::Watch;
+use crate::limits::PREFETCHED_BYTES;
 
 /// Why bytes of a [`View`] could not be had.
 #[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
@@ -211,17 +214,31 @@ impl View {
         self.unless_lost()
     }
 
+    /// Asks for the first bytes of those at `offset`, at most `limits::PREFETCHED_BYTES`, so that a copy that follows
+    /// need not wait for them. Reads nothing and never fails.
+    #[inline]
+    pub fn prefetch(&self, offset: u64, len: usize) {
+        if let Ok(start) = self.checked(offset, len as u64) {
+            copy::prefetch(self.pointer(start), len.min(PREFETCHED_BYTES));
+        }
+    }
+
     /// Copies `dst.len()` bytes at `offset` straight into guest memory and marks them dirty.
     ///
     /// # Errors
     /// [`ViewError`]; `dst` then holds undefined bytes.
     #[inline]
-    pub fn copy_to_guest<B: BitmapSlice>(&self, offset: u64, dst: &VolatileSlice<'_, B>) -> Result<(), ViewError> {
+    pub fn copy_to_guest<B: BitmapSlice>(
+        &self,
+        offset: u64,
+        dst: &VolatileSlice<'_, B>,
+        means: Means,
+    ) -> Result<(), ViewError> {
         let start = self.checked(offset, dst.len() as u64)?;
         let target = dst.ptr_guard_mut();
         // SAFETY: the source as in `copy_at`; the target is valid for dst.len() bytes by `VolatileSlice`'s contract and
         // no Rust reference to it exists. Guest memory and our maps never overlap.
-        unsafe { std::ptr::copy_nonoverlapping(self.pointer(start), target.as_ptr(), dst.len()) };
+        unsafe { copy::copy(self.pointer(start), target.as_ptr(), dst.len(), means) };
         dst.bitmap().mark_dirty(0, dst.len());
         self.unless_lost()
     }

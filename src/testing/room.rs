@@ -25,6 +25,7 @@ use crate::device;
 use crate::device::AfterDisconnect;
 use crate::device::DeviceError;
 use crate::device::Stop;
+use crate::limits::DEFAULT_AWAKE;
 use crate::metrics::Metrics;
 use crate::storage::backend::localfs;
 use crate::storage::backend::localfs::LocalFs;
@@ -124,7 +125,8 @@ impl Room {
             let (stop, metrics) = (stop.clone(), Arc::clone(&metrics));
             let after_disconnect = AfterDisconnect::ListenAgain;
             let tag = Some("nydus".to_owned());
-            let options = device::Options { request_queues: REQUEST_QUEUES, tag, after_disconnect };
+            let options =
+                device::Options { request_queues: REQUEST_QUEUES, tag, after_disconnect, awake: DEFAULT_AWAKE };
             move || {
                 // Nobody listens when the test has failed already.
                 let _ = told.send(device::serve(server, listener, &options, &stop, metrics));

@@ -160,6 +160,11 @@ pub(super) struct VirtiofsArgs {
     #[arg(long, value_name = "N", default_value_t = limits::DEFAULT_REQUEST_QUEUES,
           value_parser = clap::value_parser!(u16).range(1..=limits::MAX_REQUEST_QUEUES as i64))]
     pub(super) queues: u16,
+    /// Microseconds, 0 to 1000, for which a queue's thread that just served looks for the next request before it sleeps;
+    /// only where requests come one by one and so soon that it pays. 0: it always sleeps at once.
+    #[arg(long, value_name = "US", default_value_t = limits::DEFAULT_AWAKE.as_micros() as u64,
+          value_parser = clap::value_parser!(u64).range(0..=limits::MAX_AWAKE.as_micros() as u64))]
+    pub(super) poll_us: u64,
     /// Mount tag offered in configuration space, 1 to 36 bytes; only for VMMs that take it from the device.
     #[arg(long, value_name = "TAG", value_parser = tag)]
     pub(super) tag: Option<String>,

@@ -87,6 +87,7 @@ fn start(serve: Serve) -> Result<(), Box<dyn Error>> {
         endpoint,
         after_disconnect: serve.after_disconnect,
         request_queues: serve.request_queues,
+        awake: serve.awake,
         tag: serve.tag,
         zero_message_open: serve.zero_message_open,
         bootstrap: directory.join(serve.bootstrap),

@@ -20,6 +20,7 @@ fn documented_line_serves_a_vm_with_the_defaults() {
         listen: Listen::Path("S".into()),
         after_disconnect: AfterDisconnect::ListenAgain,
         request_queues: 8,
+        awake: limits::DEFAULT_AWAKE,
         tag: None,
         zero_message_open: ZeroMessageOpen::WhereSafe,
         bootstrap: "B".into(),
@@ -41,12 +42,13 @@ fn documented_line_serves_a_vm_with_the_defaults() {
 #[test]
 fn own_options_are_taken() {
     let serve = served(
-        "nydusd virtiofs --fd 3 --queues 63 --tag nydus --zero-message-open off --rlimit-nofile 0 -L x \
+        "nydusd virtiofs --fd 3 --queues 63 --poll-us 0 --tag nydus --zero-message-open off --rlimit-nofile 0 -L x \
          --log-rotation-size 5 -D /dir -B B",
     );
     assert_eq!(serve.listen, Listen::Descriptor(3));
     assert_eq!(serve.after_disconnect, AfterDisconnect::End);
     assert_eq!((serve.request_queues, serve.tag.as_deref()), (limits::MAX_REQUEST_QUEUES, Some("nydus")));
+    assert!(serve.awake.is_zero());
     assert_eq!(serve.zero_message_open, ZeroMessageOpen::Never);
     assert_eq!(serve.open_files, OpenFiles::LeaveAlone);
     assert_eq!(serve.source, ConfigSource::LocalfsDir("/dir".into()));

@@ -106,12 +106,9 @@ fn bootstrap_errors_name_the_file() {
     for (bytes, expected) in [
         (wrong_magic, "wrong magic number"),
         (truncated, "damaged or cut short, fetch or build it again: "),
-        (
-            new_flag,
-            "made by newer tools, build the image with nydus-image v2.4.4 or take a newer daemon: superblock flags",
-        ),
-        (new_feature, "or take a newer daemon: blob features at offset 0x1000: feature 0x1000 is unknown"),
-        (new_compressor, "compression algorithm 9 is unknown"),
+        (new_flag, "superblock flags 0x40000000000 of the image can be read by tools newer than nydus v2.4.4 only"),
+        (new_feature, "cannot be served, make the image without this feature: blob features 0x1000 of blob "),
+        (new_compressor, "can be read by tools newer than nydus v2.4.4 only"),
         (Vec::new(), "wrong magic number"),
         (vec![b'x'; 100_000], "wrong magic number"),
     ] {

@@ -34,10 +34,10 @@ mod tests {
             (RafsError::NotSymlink, Errno::INVAL, false),
             (RafsError::NotRegular, Errno::INVAL, false),
             (RafsError::View(ViewError::Lost), Errno::IO, true),
+            (RafsError::Unknown { what: String::new(), subject: String::new(), readers: "" }, Errno::IO, true),
             (RafsError::Unsupported("batch"), Errno::IO, true),
             (RafsError::PlaceholderBlobId { index: 0 }, Errno::IO, true),
             (RafsError::Malformed { field: "f", offset: 0, reason: String::new() }, Errno::IO, true),
-            (RafsError::Unknown { field: "f", offset: 0, what: String::new() }, Errno::IO, true),
         ] {
             assert_eq!((errno(&error), is_damage(&error)), (number, damage), "{error}");
         }

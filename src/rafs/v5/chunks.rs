@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::V5;
-use super::inode::Place;
 use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::blob;
@@ -17,9 +16,10 @@ use crate::rafs::count_chunks;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::feature;
-use crate::rafs::inode;
 use crate::rafs::inode::Kind;
 use crate::rafs::malformed;
+use crate::rafs::place::Place;
+use crate::rafs::place::V5Place;
 
 /// What a chunk of a file is: its record and what that states.
 pub(in crate::rafs) struct FileChunk {
@@ -60,7 +60,7 @@ impl ChunkList<'_> {
 impl V5 {
     /// The chunks of the regular file at `place`.
     #[inline]
-    pub(in crate::rafs) fn chunk_list(&self, place: &Place, size: u64) -> Result<ChunkList<'_>, RafsError> {
+    pub(in crate::rafs) fn chunk_list(&self, place: &V5Place, size: u64) -> Result<ChunkList<'_>, RafsError> {
         let start = self.chunks_offset(place)?;
         Ok(ChunkList { image: self, start, size, chunk_bytes: place.chunk_bytes })
     }
@@ -69,7 +69,7 @@ impl V5 {
     /// file has as many chunks as it states (section 14, rule 8). It is the image's, but for files in external blobs:
     /// those have their own (the first chunk tells), since chunks there are made by what keeps the blob.
     #[inline]
-    pub(super) fn file_chunk_bytes(&self, place: &Place, size: u64) -> Result<u32, RafsError> {
+    pub(super) fn file_chunk_bytes(&self, place: &V5Place, size: u64) -> Result<u32, RafsError> {
         let count = u64::from(place.child_count);
         let mut chunk_bytes = self.chunk_bytes;
         if self.has_external && count != 0 {
@@ -111,7 +111,7 @@ impl V5 {
                 continue;
             }
             let facts = self.facts(&record, at, index)?;
-            let inode::Place::V5(place) = facts.place else { continue };
+            let Place::V5(place) = facts.place else { continue };
             for range in self.chunk_ranges(&place)? {
                 left = left
                     .checked_sub(1)
@@ -124,7 +124,7 @@ impl V5 {
     }
 
     /// The ranges of a file's chunk records, all inside the metadata.
-    fn chunk_ranges(&self, place: &Place) -> Result<impl Iterator<Item = Range<u64>> + use<>, RafsError> {
+    fn chunk_ranges(&self, place: &V5Place) -> Result<impl Iterator<Item = Range<u64>> + use<>, RafsError> {
         let start = self.chunks_offset(place)?;
         let bytes = u64::from(place.child_count).saturating_mul(RECORD_BYTES);
         let array = crate::rafs::part("chunk array", start, bytes, self.view.len())?;

@@ -25,15 +25,11 @@ use super::check_disjoint;
 use super::chunks::Numbering;
 use super::facts::BlobFacts;
 use super::facts::feature;
-use super::image::OpenOptions;
 use super::malformed;
 use super::part;
+use super::version::V5_MAGIC;
+use super::version::V5_VERSION;
 use crate::sys::view::View;
-
-/// First four bytes.
-pub(super) const MAGIC: u32 = 0x5241_4653;
-/// The next four.
-pub(super) const VERSION: u32 = 0x500;
 
 const SUPERBLOCK_BYTES: u64 = 8192;
 /// Index of the root directory.
@@ -84,9 +80,9 @@ pub(super) struct V5 {
 
 impl V5 {
     /// Checks superblock and tables (sections 3.2 to 3.5; 14, rules 1 to 4, 12, 15).
-    pub(super) fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
+    pub(super) fn open(view: View, placeholder_id: Option<&str>) -> Result<Self, RafsError> {
         let raw: RawSuperblock = view.record_at(0)?;
-        if raw.magic.get() != MAGIC || raw.version.get() != VERSION {
+        if raw.magic.get() != V5_MAGIC || raw.version.get() != V5_VERSION {
             return Err(malformed("superblock magic", 0, format!("{:#x}, {:#x}", raw.magic, raw.version)));
         }
         if u64::from(raw.superblock_bytes.get()) != SUPERBLOCK_BYTES {
@@ -112,8 +108,9 @@ impl V5 {
             extended_entries: raw.extended_entries.get(),
             chunk_bytes,
             flags,
+            placeholder_id,
         };
-        let blobs = tables::read(&view, &tables, options)?;
+        let blobs = tables::read(&view, &tables)?;
         let mut image = Self {
             view,
             numbering: Numbering::Stored,

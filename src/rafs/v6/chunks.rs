@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::V6;
 use super::inode::CHUNK_INDEX_BYTES;
-use super::inode::Place;
 use crate::rafs::RafsError;
 use crate::rafs::chunks::Builder;
 use crate::rafs::chunks::ChunkIndex;
@@ -12,6 +11,7 @@ use crate::rafs::chunks::RECORD_BYTES;
 use crate::rafs::chunks::Record;
 use crate::rafs::chunks::Source;
 use crate::rafs::malformed;
+use crate::rafs::place::V6Place;
 
 /// What a chunk index states.
 pub(in crate::rafs) struct FileChunk {
@@ -26,7 +26,7 @@ impl V6 {
     /// Chunk `number` of the regular file of `size` bytes at `place` (section 14, rules 9 and 20). The blob's own
     /// array, which states the offset too, is not needed.
     #[inline]
-    pub(in crate::rafs) fn file_chunk(&self, place: &Place, size: u64, number: u64) -> Result<FileChunk, RafsError> {
+    pub(in crate::rafs) fn file_chunk(&self, place: &V6Place, size: u64, number: u64) -> Result<FileChunk, RafsError> {
         let at = number
             .checked_mul(CHUNK_INDEX_BYTES)
             .and_then(|offset| place.body.checked_add(offset))

@@ -11,7 +11,6 @@ use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U64;
 
 use super::V6;
-use super::inode::Place;
 use crate::limits;
 use crate::rafs::Needle;
 use crate::rafs::RafsError;
@@ -20,6 +19,7 @@ use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
 use crate::rafs::malformed;
+use crate::rafs::place::V6Place;
 use crate::sys::view::View;
 
 const ENTRY_BYTES: usize = 12;
@@ -167,7 +167,12 @@ impl V6 {
     /// The inode that `name` names in a directory of `size` bytes at `place`. Binary search over the blocks by first
     /// name, then in the one block that can hold it.
     #[inline]
-    pub(in crate::rafs) fn find(&self, place: &Place, size: u64, name: &[u8]) -> Result<Option<InodeFacts>, RafsError> {
+    pub(in crate::rafs) fn find(
+        &self,
+        place: &V6Place,
+        size: u64,
+        name: &[u8],
+    ) -> Result<Option<InodeFacts>, RafsError> {
         let needle = Needle::new(name);
         // Invariant: blocks below `low` start with a name <= `name`, those from `high` on with a greater one. The first
         // block needs no look: what is not in it if the name sorts before all others is not found there either.
@@ -208,7 +213,7 @@ impl V6 {
 pub(in crate::rafs) struct Cursor<'a> {
     image: &'a V6,
     dir: u32,
-    place: Place,
+    place: V6Place,
     size: u64,
     /// The block with `number`; `None` before the first.
     block: Option<Block<'a>>,
@@ -219,7 +224,7 @@ pub(in crate::rafs) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     #[inline]
-    pub(in crate::rafs) fn new(image: &'a V6, dir: u32, place: Place, size: u64, from: u64) -> Self {
+    pub(in crate::rafs) fn new(image: &'a V6, dir: u32, place: V6Place, size: u64, from: u64) -> Self {
         let (number, slot) = (from >> SLOT_BITS, from & 0xffff);
         Self { image, dir, place, size, block: None, number, slot, name: [0; NAME_BUFFER_BYTES] }
     }

@@ -14,10 +14,12 @@ use super::V6;
 use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::count_chunks;
-use crate::rafs::inode;
 use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::malformed;
+use crate::rafs::place::Layout;
+use crate::rafs::place::Place;
+use crate::rafs::place::V6Place;
 
 const EXTENDED: u16 = 1;
 const EXTENDED_BYTES: u64 = 64;
@@ -28,33 +30,6 @@ pub(super) const XATTR_HEADER_BYTES: u64 = 12;
 
 /// Bytes of a chunk index.
 pub(super) const CHUNK_INDEX_BYTES: u64 = 8;
-
-/// Where the data of an inode are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// Nothing, or all of it at a block.
-    Flat,
-    /// Full blocks at a block, the tail behind the inode.
-    FlatInline,
-    /// Chunk indexes behind the inode.
-    Chunks,
-}
-
-/// Where the parts of an inode are.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::rafs) struct Place {
-    /// Offset of the inode.
-    at: u64,
-    /// Offset behind the inode itself, where its xattrs start.
-    pub(super) xattrs: u64,
-    /// Offset behind the xattrs; equal to `xattrs` without any.
-    pub(super) xattrs_end: u64,
-    /// Offset of what follows: inline tail or, aligned to 8, chunk indexes.
-    pub(super) body: u64,
-    layout: Layout,
-    /// First block of the data, where the layout has one.
-    block: u32,
-}
 
 /// The extended form as stored.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -157,7 +132,7 @@ impl V6 {
         let xattrs_end = xattrs.saturating_add(xattr_bytes);
         // Inodes start at multiples of 32, so aligning the offset aligns within the inode.
         let body = if layout == Layout::Chunks { xattrs_end.saturating_add(7) & !7 } else { xattrs_end };
-        let place = Place { at, xattrs, xattrs_end, body, layout, block: raw.union.get() };
+        let place = V6Place { at, xattrs, xattrs_end, body, layout, block: raw.union.get() };
         let size = raw.size.get();
         self.check_body(&place, size, kind)?;
         let (nlink, mtime_ns) = (raw.nlink.get(), raw.mtime_ns.get());
@@ -177,13 +152,13 @@ impl V6 {
             blocks: size.div_ceil(512),
             mtime: raw.mtime.get(),
             mtime_ns,
-            place: inode::Place::V6(place),
+            place: Place::V6(place),
         })
     }
 
     /// Checks that the inode's data, or its chunk indexes, lie inside the metadata.
     #[inline]
-    fn check_body(&self, place: &Place, size: u64, kind: Kind) -> Result<(), RafsError> {
+    fn check_body(&self, place: &V6Place, size: u64, kind: Kind) -> Result<(), RafsError> {
         if place.layout == Layout::Chunks {
             return self.check_chunk_indexes(place, size);
         }
@@ -214,7 +189,7 @@ impl V6 {
     }
 
     #[inline]
-    fn check_chunk_indexes(&self, place: &Place, size: u64) -> Result<(), RafsError> {
+    fn check_chunk_indexes(&self, place: &V6Place, size: u64) -> Result<(), RafsError> {
         // Bits 0 to 4 are a block size that the kernel uses and a RAFS reader ignores (section 4.8).
         if place.block & 0x20 == 0 || place.block & !0x3f != 0 {
             return Err(malformed("chunk format", place.at, format!("{:#x}", place.block)));
@@ -229,7 +204,7 @@ impl V6 {
 
     /// Where block `number` of a directory's or symlink's data is, and how much of it there is.
     #[inline]
-    pub(super) fn data_block(&self, place: &Place, size: u64, number: u64) -> (u64, u64) {
+    pub(super) fn data_block(&self, place: &V6Place, size: u64, number: u64) -> (u64, u64) {
         // The inode's data lie inside the file (`check_body`), so nothing overflows.
         let offset = number.saturating_mul(self.blocks.bytes());
         let bytes = size.saturating_sub(offset).min(self.blocks.bytes());
@@ -243,7 +218,7 @@ impl V6 {
     }
 
     /// The target of a symlink whose facts were checked: at most 4095 bytes, one block or some sectors.
-    pub(in crate::rafs) fn symlink(&self, place: &Place, size: u64) -> Result<Vec<u8>, RafsError> {
+    pub(in crate::rafs) fn symlink(&self, place: &V6Place, size: u64) -> Result<Vec<u8>, RafsError> {
         let mut target = Vec::new();
         for number in 0..self.blocks.count(size) {
             let (at, bytes) = self.data_block(place, size, number);

@@ -19,26 +19,21 @@ use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
 use self::blocks::Blocks;
+use super::NO_TOOLS;
 use super::RafsError;
 use super::blob;
 use super::blob::Flags;
 use super::check_disjoint;
 use super::chunks::RECORD_BYTES;
 use super::facts::BlobFacts;
-use super::image::OpenOptions;
 use super::inode::Kind;
 use super::malformed;
 use super::part;
+use super::unknown;
+use super::version::EROFS_MAGIC;
+use super::version::RAFS_FEATURE;
+use super::version::SUPERBLOCK;
 use crate::sys::view::View;
-
-/// Where the EROFS superblock is.
-pub(super) const SUPERBLOCK: u64 = 1024;
-/// Its magic number.
-pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
-/// The compatible feature that tells RAFS from plain EROFS.
-pub(super) const RAFS_FEATURE: u32 = 0x4000_0000;
-/// Where the compatible features are.
-pub(super) const FEATURES: u64 = SUPERBLOCK + 8;
 
 /// Unit of a nid.
 const NID_BYTES: u64 = 32;
@@ -111,7 +106,7 @@ pub(super) struct V6 {
 
 impl V6 {
     /// Checks superblocks and tables (sections 4.2 to 4.5; 14, rules 1 to 4 and 16).
-    pub(super) fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
+    pub(super) fn open(view: View, placeholder_id: Option<&str>) -> Result<Self, RafsError> {
         let raw: RawSuperblock = view.record_at(SUPERBLOCK)?;
         let extended: RawExtended = view.record_at(EXTENDED_SUPERBLOCK)?;
         // The flags come first: they name what is not served, the rest would only look malformed.
@@ -120,7 +115,7 @@ impl V6 {
         check_superblock(&raw, blocks)?;
         let chunk_bytes = blob::chunk_bytes(extended.chunk_bytes.get(), EXTENDED_SUPERBLOCK.saturating_add(20))?;
         check_tables(&raw, &extended, view.len())?;
-        let blobs = tables::Tables { extended: &extended, blocks, options }.read(&view, raw.devices.get())?;
+        let blobs = tables::Tables { extended: &extended, blocks, placeholder_id }.read(&view, raw.devices.get())?;
         let image = Self {
             blobs: blobs.into(),
             flags,
@@ -170,7 +165,7 @@ impl V6 {
 /// Section 14, rule 16. Times, uuid, name and block count have no effect and are not looked at.
 fn check_superblock(raw: &RawSuperblock, blocks: Blocks) -> Result<(), RafsError> {
     let rows: [(&'static str, u64, u64, u64); 9] = [
-        ("EROFS magic", 0, raw.magic.get().into(), MAGIC.into()),
+        ("EROFS magic", 0, raw.magic.get().into(), EROFS_MAGIC.into()),
         ("checksum", 4, raw.checksum.get().into(), 0),
         ("feature_compat", 8, raw.compatible.get().into(), RAFS_FEATURE.into()),
         ("extension slots", 13, raw.extension_slots.into(), 0),
@@ -180,6 +175,10 @@ fn check_superblock(raw: &RawSuperblock, blocks: Blocks) -> Result<(), RafsError
         ("device table slot", 88, raw.device_slot.get().into(), DEVICE_TABLE_SLOT.into()),
         ("block size bits", 12, raw.block_bits.into(), blocks.bits().into()),
     ];
+    let strange = raw.incompatible.get() & !INCOMPATIBLE_FEATURES;
+    if strange != 0 {
+        return Err(unknown(format!("feature_incompat {strange:#x}"), "the EROFS image", NO_TOOLS));
+    }
     for (field, offset, found, expected) in rows {
         if found != expected {
             return Err(malformed(
@@ -226,7 +225,8 @@ mod tests {
     use crate::rafs::facts::Digester;
     use crate::rafs::facts::feature;
     use crate::rafs::inode::InodeFacts;
-    use crate::rafs::inode::Place;
+    use crate::rafs::place::Place;
+    use crate::rafs::place::V6Place;
 
     /// An image of nothing but `parts`, each at its offset, with a blob of 4 KiB chunks.
     fn image_of(parts: &[(usize, &str)]) -> V6 {
@@ -266,7 +266,7 @@ mod tests {
         }
     }
 
-    fn place(facts: &InodeFacts) -> inode::Place {
+    fn place(facts: &InodeFacts) -> V6Place {
         let Place::V6(place) = facts.place else { panic!("{facts:?}") };
         place
     }

@@ -12,6 +12,8 @@ use super::DEVICE_TABLE;
 use super::RawExtended;
 use super::blocks::Blocks;
 use crate::limits;
+use crate::rafs::NEWER_TOOLS;
+use crate::rafs::NO_TOOLS;
 use crate::rafs::RafsError;
 use crate::rafs::blob;
 use crate::rafs::facts::BlobFacts;
@@ -20,7 +22,6 @@ use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::feature;
 use crate::rafs::grid;
-use crate::rafs::image::OpenOptions;
 use crate::rafs::malformed;
 use crate::rafs::meta;
 use crate::rafs::unknown;
@@ -73,7 +74,8 @@ struct RawBlob {
 pub(super) struct Tables<'a> {
     pub(super) extended: &'a RawExtended,
     pub(super) blocks: Blocks,
-    pub(super) options: &'a OpenOptions,
+    /// What stands in for the placeholder id.
+    pub(super) placeholder_id: Option<&'a str>,
 }
 
 impl Tables<'_> {
@@ -106,8 +108,8 @@ impl Tables<'_> {
     }
 
     fn read_blob(&self, raw: &RawBlob, index: u32, at: u64) -> Result<BlobFacts, RafsError> {
-        let features = blob::features(raw.features.get(), at)?;
         let id = self.id(raw, index, at)?;
+        let features = blob::features(raw.features.get(), &id, at)?;
         if raw.chunk_bytes != self.extended.chunk_bytes {
             let reason = format!("{}, superblock says {}", raw.chunk_bytes, self.extended.chunk_bytes);
             return Err(malformed("blob chunk size", at, reason));
@@ -132,24 +134,24 @@ impl Tables<'_> {
         Ok(BlobFacts {
             index,
             cipher: cipher(raw, features, &id, at)?,
-            id,
             features,
             chunk_count,
             chunk_bytes: raw.chunk_bytes.get(),
             uncompressed_bytes: raw.uncompressed_bytes.get(),
             compressed_bytes: raw.compressed_bytes.get(),
             data_bytes: data_bytes(raw, features, at)?,
-            compressor: blob::compressor(raw.compressor.get(), "blob compression", at)?,
-            digester: blob::digester(raw.digester.get(), "blob digest algorithm", at)?,
-            meta: if is_tar { None } else { Some(location(raw, features, chunk_count, at)?) },
+            compressor: known(blob::compressor, raw.compressor, "blob compression", &id)?,
+            digester: known(blob::digester, raw.digester, "blob digest algorithm", &id)?,
+            meta: if is_tar { None } else { Some(location(raw, features, chunk_count, &id, at)?) },
             prefetch_bytes: 0,
+            id,
         })
     }
 
     fn id(&self, raw: &RawBlob, index: u32, at: u64) -> Result<String, RafsError> {
         let id_bytes = raw.id.iter().position(|&byte| byte == 0).unwrap_or(raw.id.len());
         let (id, padding) = raw.id.split_at_checked(id_bytes).unwrap_or((&raw.id, &[]));
-        let id = blob::id(id, self.options.placeholder_id.as_deref(), index, at)?;
+        let id = blob::id(id, self.placeholder_id, index, at)?;
         if raw.index.get() != index || padding.iter().any(|&byte| byte != 0) {
             return Err(malformed("blob index", at, format!("{} at position {index}, id {id}", raw.index)));
         }
@@ -159,13 +161,13 @@ impl Tables<'_> {
 
 /// Where the chunk information array is, with what upstream requires of it (end of section 4.5). Its place is below 2^40,
 /// so the range that is fetched is bounded before anything is fetched.
-fn location(raw: &RawBlob, features: u32, chunks: u32, at: u64) -> Result<MetaLocation, RafsError> {
+fn location(raw: &RawBlob, features: u32, chunks: u32, id: &str, at: u64) -> Result<MetaLocation, RafsError> {
     let meta = MetaLocation {
         holder: holder(raw, features, at)?,
         offset: raw.meta_offset.get(),
         compressed_bytes: raw.meta_compressed_bytes.get(),
         uncompressed_bytes: raw.meta_uncompressed_bytes.get(),
-        compressor: blob::compressor(raw.meta_compressor.get(), "CI compression", at)?,
+        compressor: known(blob::compressor, raw.meta_compressor, "CI compression", id)?,
     };
     meta::check_array_bytes(meta.uncompressed_bytes, features, chunks, at)?;
     if meta.compressed_bytes > meta.uncompressed_bytes {
@@ -205,6 +207,11 @@ fn holder(raw: &RawBlob, features: u32, at: u64) -> Result<MetaHolder, RafsError
     Err(malformed("RAFS blob digest", at, "is missing: nothing tells which file holds the chunk table"))
 }
 
+/// The algorithm with the number `raw`, which `of_number` knows.
+fn known<T>(of_number: fn(u32) -> Option<T>, raw: U32, field: &str, id: &str) -> Result<T, RafsError> {
+    of_number(raw.get()).ok_or_else(|| unknown(format!("{field} {raw}"), format!("blob {id}"), NEWER_TOOLS))
+}
+
 /// Key and tweak of an encrypted blob. Errors tell nothing of them.
 fn cipher(raw: &RawBlob, features: u32, id: &str, at: u64) -> Result<Option<Cipher>, RafsError> {
     let is_encrypted = features & feature::ENCRYPTED != 0;
@@ -215,7 +222,14 @@ fn cipher(raw: &RawBlob, features: u32, id: &str, at: u64) -> Result<Option<Ciph
             let reason = format!("{} in blob {id} with features {features:#x}", raw.cipher);
             return Err(malformed("blob cipher", at, reason));
         }
-        (other, _) => return Err(unknown("blob cipher", at, format!("cipher {other}"))),
+        (number, _) => {
+            let (name, readers) = match number {
+                2 => (" (AES-256-XTS)", NO_TOOLS),
+                3 => (" (AES-256-GCM)", NO_TOOLS),
+                _ => ("", NEWER_TOOLS),
+            };
+            return Err(unknown(format!("blob cipher {number}{name}"), format!("blob {id}"), readers));
+        }
     }
     let (first, second) = raw.holder_or_key.split_at(16);
     if first == second {

@@ -5,8 +5,12 @@
 //! middle of a claim, two processes at the same chunk, in orders that a machine shows once in a million runs. A lost
 //! wake-up is a deadlock here, and reported as one.
 //!
+//! What it does not see: effects of orderings weaker than SeqCst, and what happens inside of arc-swap and the system, which are
+//! one step each.
+//!
 //! Run by `scripts/test`; `NYDUS_MODEL_ROUNDS` says how many orders are tried. A failure prints the schedule that led there.
 
+use shuttle::rand::Rng;
 use shuttle::scheduler::RandomScheduler;
 
 use super::*;
@@ -18,6 +22,8 @@ use crate::testing::fault::Order;
 
 /// Orders tried of each model.
 const ROUNDS: usize = 200;
+/// Turns of others, for something to happen anywhere in the course of a read.
+const LATER: u32 = 100;
 /// No model takes longer, however slow the machine.
 const LONGEST: Duration = Duration::from_secs(600);
 
@@ -28,6 +34,8 @@ fn check(model: impl Fn() + Send + Sync + 'static) {
     config.max_steps = shuttle::MaxSteps::FailAfter(200_000);
     config.stack_size = 1 << 19;
     config.max_time = Some(LONGEST);
+    // That orderings weaker than SeqCst are not modelled is said above.
+    config.silence_warnings = true;
     shuttle::Runner::new(RandomScheduler::new(rounds), config).run(model);
 }
 
@@ -59,6 +67,13 @@ fn asked_for(rig: &Rig, chunk: u32) -> usize {
     rig.backend.log().iter().filter(|(_, range)| range.contains(&place)).count()
 }
 
+/// Lets others go on for a while, long or short: what follows meets them anywhere on their way.
+fn later() {
+    for _ in 0..shuttle::rand::thread_rng().gen_range(0..LATER) {
+        thread::yield_now();
+    }
+}
+
 /// As another process has the files of `rig` open.
 fn another_process(rig: &Rig) -> Generation {
     Generation::open(&Directory::open(rig.cache_dir()).unwrap(), &rig.facts, BOOT).unwrap()
@@ -72,8 +87,12 @@ fn expect_no_flight(rig: &Rig, store: &Store) {
     for chunk in 0..rig.facts.chunk_count {
         assert!(other.locks().try_lock_chunks(chunk..chunk + 1).unwrap(), "chunk {chunk} is locked");
         other.locks().unlock_chunks(chunk..chunk + 1);
-        let is_missing = other.presence(chunk) == crate::storage::cache::generation::Presence::Missing;
-        assert!(!is_missing || blob.claim_missing(chunk, &files).is_some(), "chunk {chunk} is in flight for ever");
+        let facts = &rig.chunks[chunk as usize];
+        let is_missing = other.presence(chunk, facts) == crate::storage::cache::generation::Presence::Missing;
+        assert!(
+            !is_missing || blob.claim_missing(chunk, facts, &files).is_some(),
+            "chunk {chunk} is in flight for ever"
+        );
     }
 }
 
@@ -136,7 +155,7 @@ fn neighbour_that_another_process_has_is_given_up_and_joined_at_once() {
         let other = another_process(&rig);
         assert!(other.locks().try_lock_chunks(1..2).unwrap());
         let readers = [reader(&rig, &store, 0..1), reader(&rig, &store, 1..2)];
-        thread::yield_now();
+        later();
         other.locks().unlock_chunks(1..2);
         readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
         (0..2).for_each(|chunk| assert_eq!(asked_for(&rig, chunk), 1, "chunk {chunk}"));
@@ -151,6 +170,7 @@ fn question_that_begins_while_the_store_ends_is_given_up() {
         rig.hang();
         let store = Arc::new(rig.open());
         let reader = reader(&rig, &store, 0..1);
+        later();
         store.shutdown();
         assert!(matches!(reader.join().unwrap(), Err(ReadError::Shutdown)));
         // Nobody waits for the silent one: what it had is given up, though the store is still there.
@@ -167,6 +187,7 @@ fn end_of_the_store_answers_every_read_once() {
         let rig = patient(4);
         let store = Arc::new(rig.open());
         let readers = [reader(&rig, &store, 0..2), reader(&rig, &store, 1..4)];
+        later();
         store.shutdown();
         for reader in readers {
             let answer = reader.join().unwrap();
@@ -188,8 +209,12 @@ fn end_of_the_store_takes_everything_from_a_silent_backend() {
         let readers = [reader(&rig, &store, 0..2), reader(&rig, &store, 1..3)];
         let releaser = thread::spawn({
             let rig = Arc::clone(&rig);
-            move || rig.backend.release(Order::LastFirst)
+            move || {
+                later();
+                rig.backend.release(Order::LastFirst)
+            }
         });
+        later();
         store.shutdown();
         for reader in readers {
             let answer = reader.join().unwrap();
@@ -211,6 +236,7 @@ fn deadline_and_answer_do_not_both_count() {
         let store = Arc::new(rig.open_with(|options| options.demand_deadline = Some(Duration::from_millis(150))));
         rig.hang();
         let readers = [reader(&rig, &store, 0..2), reader(&rig, &store, 1..3)];
+        later();
         rig.backend.set(Fault::None);
         rig.backend.release(Order::FirstFirst);
         for reader in readers {
@@ -247,6 +273,7 @@ fn files_made_anew_under_a_flight_lose_no_reader() {
         let remover = thread::spawn({
             let (rig, store) = (Arc::clone(&rig), Arc::clone(&store));
             move || {
+                later();
                 std::fs::remove_file(rig.file(".blob.data")).unwrap();
                 store.inner.blobs[0].renew(&store.inner);
             }

@@ -333,6 +333,8 @@ impl Layered {
     fn open(&self, work_dir: Option<&str>) -> Store {
         let options = StoreOptions {
             work_dir: work_dir.map(|name| self.home.path().join(name)),
+            form: CacheForm::Plain,
+            index: Index::Map,
             boot_id: BOOT,
             amplify_bytes: 0,
             validate: false,
