@@ -1,7 +1,4 @@
 //! The daemon under test, as a process of its own.
-//!
-//! With `NYDUS_TEST_PEER=/usr/lib/qemu/virtiofsd` another daemon serves the unpacked tree instead: what fails then
-//! as well is a fault of the guests or of the tests. Counters of a peer are not known.
 
 use std::fs::File;
 use std::path::Path;
@@ -23,16 +20,13 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::image::Image;
+use crate::peer;
+use crate::peer::peer;
 
 /// From the daemon's start to its listening socket, and from a signal to what it causes. The daemon needs
 /// milliseconds; a machine under load does not.
 const PATIENCE: Duration = Duration::from_secs(20);
 const TICK: Duration = Duration::from_millis(10);
-
-/// Whether the tests run against another daemon than ours.
-pub fn peer() -> Option<PathBuf> {
-    std::env::var_os("NYDUS_TEST_PEER").map(PathBuf::from)
-}
 
 /// A running daemon that serves one image; dropping it kills it.
 #[derive(Debug)]
@@ -44,15 +38,15 @@ pub struct Daemon {
 impl Daemon {
     /// Starts it and waits until its socket listens.
     pub fn start(image: &Image) -> Result<Self> {
+        Self::start_with(image, &[])
+    }
+
+    /// As [`Daemon::start`], with more options of ours.
+    pub fn start_with(image: &Image, options: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join("vhost-user-fs.sock");
         let mut command = match peer() {
-            Some(peer) => {
-                let mut command = Command::new(peer);
-                command.arg(format!("--socket-path={}", socket.display()));
-                command.arg(format!("-osource={},cache=always,xattr,modcaps=+sys_admin", image.source()?.display()));
-                command
-            }
+            Some(peer) => peer::command(peer.as_os_str(), image.source()?, &socket),
             None => {
                 let cache = directory.path().join("cache");
                 std::fs::create_dir(&cache)?;
@@ -60,7 +54,7 @@ impl Daemon {
                 std::fs::write(&config, configuration(image.blobs(), &cache))?;
                 let mut command = Command::new(env!("CARGO_BIN_EXE_nydusd"));
                 command.arg("--config").arg(config).arg("--sock").arg(&socket);
-                command.arg("--bootstrap").arg(image.bootstrap()).args(["--log-level", "info"]);
+                command.arg("--bootstrap").arg(image.bootstrap()).args(["--log-level", "info"]).args(options);
                 command
             }
         };

@@ -22,10 +22,12 @@ pub enum Kernel {
     V6_1,
     /// 7.1 or newer: checks used lengths, uses several queues, virtiofs is built in.
     V7,
+    /// User-Mode Linux of Debian bookworm, a program.
+    UserMode,
 }
 
 impl Kernel {
-    /// Both, the fast one first.
+    /// Those that QEMU runs, the fast one first.
     pub const ALL: [Self; 2] = [Self::V6_1, Self::V7];
 
     /// The name in test names and in `guest-images/kernel`.
@@ -33,6 +35,7 @@ impl Kernel {
         match self {
             Self::V6_1 => "6.1",
             Self::V7 => "7",
+            Self::UserMode => "uml",
         }
     }
 
@@ -47,6 +50,11 @@ impl Kernel {
     /// The uncompressed kernel.
     pub fn vmlinux(self) -> Result<PathBuf> {
         Ok(self.directory()?.join("vmlinux"))
+    }
+
+    /// The program that [`Kernel::UserMode`] is.
+    pub fn linux_uml(self) -> Result<PathBuf> {
+        Ok(self.directory()?.join("linux.uml"))
     }
 
     /// The initramfs, with `script` (see `guest-images/init`) where one is given. Written to `directory`.
@@ -96,8 +104,9 @@ fn walker() -> Result<&'static [u8]> {
 fn missing(kernel: Kernel) -> Option<String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = |tool: &str| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file());
+    let qemu = kernel != Kernel::UserMode;
     for tool in ["qemu-system-x86_64", "busybox", "cpio", "strip"] {
-        if !found(tool) {
+        if !found(tool) && (qemu || !tool.starts_with("qemu")) {
             return Some(format!("{tool} is missing"));
         }
     }

@@ -9,8 +9,8 @@ use anyhow::Result;
 use anyhow::ensure;
 use tempfile::TempDir;
 
-use crate::daemon::peer;
 use crate::manifest::Manifest;
+use crate::peer::peer;
 use crate::walk;
 
 /// An image and the tree it must show.

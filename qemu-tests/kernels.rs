@@ -6,11 +6,11 @@ use anyhow::ensure;
 use libtest_mimic::Trial;
 
 use crate::daemon::Daemon;
-use crate::daemon::peer;
 use crate::guest::Kernel;
 use crate::guest::trial;
 use crate::image::Image;
 use crate::image::reference_directory;
+use crate::peer::ours_only;
 use crate::tree;
 use crate::vm::Setup;
 use crate::vm::Vm;
@@ -32,11 +32,9 @@ pub fn trials() -> Vec<Trial> {
             }
         }
         trials.push(trial("own_image_is_read_right", kernel, |kernel| whole_tree(kernel, &Image::made(tree::system)?)));
-        let counted = trial("known_and_missing_paths_cost_no_request", kernel, stats_are_cached);
-        trials.push(if peer().is_some() { counted.with_ignored_flag(true) } else { counted });
+        trials.push(ours_only(trial("known_and_missing_paths_cost_no_request", kernel, stats_are_cached)));
     }
-    let queues = trial("several_queues_are_used", Kernel::V7, several_queues);
-    trials.push(if peer().is_some() { queues.with_ignored_flag(true) } else { queues });
+    trials.push(ours_only(trial("several_queues_are_used", Kernel::V7, several_queues)));
     trials
 }
 

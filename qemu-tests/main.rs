@@ -12,9 +12,14 @@ mod image;
 mod kernels;
 mod lifecycle;
 mod manifest;
+mod memory;
 mod overlay;
+mod peer;
+mod qmp;
+mod relay;
 mod rootfs;
 mod tree;
+mod user_mode;
 mod vm;
 mod walk;
 
@@ -36,5 +41,7 @@ fn main() -> ExitCode {
     trials.extend(lifecycle::trials());
     trials.extend(rootfs::trials());
     trials.extend(overlay::trials());
+    trials.extend(memory::trials());
+    trials.extend(user_mode::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -24,9 +24,12 @@ use anyhow::Result;
 use anyhow::anyhow;
 use anyhow::bail;
 use anyhow::ensure;
+use serde_json::Value;
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::guest::Kernel;
+use crate::qmp::Monitor;
 
 /// From QEMU's start, or a guest's reboot, to the agent's first word: 3 s where nothing else runs.
 const BOOT: Duration = Duration::from_secs(180);
@@ -39,6 +42,9 @@ const BOOT_ATTEMPTS: u32 = 3;
 const SCRIPT: Duration = Duration::from_secs(300);
 /// From `poweroff` to the end of QEMU.
 const POWER_OFF: Duration = Duration::from_secs(60);
+/// From a request to let go of memory to the guest's answer: it moves pages away under TCG.
+const UNPLUG: Duration = Duration::from_secs(120);
+const UNPLUG_ATTEMPTS: u32 = 5;
 /// Lines of a log that an error shows: a kernel's whole report of an oops.
 const SHOWN_LINES: usize = 60;
 /// How often a wait looks whether QEMU still runs.
@@ -75,6 +81,24 @@ pub enum Reset {
     Restarts,
 }
 
+/// What the lean guest's memory is made of.
+#[derive(Clone, Debug)]
+pub enum Memory {
+    /// 512 MiB in a memory file.
+    Fixed,
+    /// 256 MiB in a memory file, and slots for more ([`Vm::plug`]).
+    HotPlug,
+    /// 512 MiB in a file of this directory, which is a hugetlbfs.
+    HugePages(PathBuf),
+}
+
+/// A virtiofs device beside the first.
+#[derive(Clone, Debug)]
+pub struct Second {
+    pub tag: &'static str,
+    pub socket: PathBuf,
+}
+
 /// Everything a test decides about a guest.
 #[derive(Clone, Debug)]
 pub struct Setup<'a> {
@@ -84,13 +108,15 @@ pub struct Setup<'a> {
     pub reset: Reset,
     pub processors: u32,
     pub request_queues: u32,
+    pub memory: Memory,
+    pub second: Option<Second>,
 }
 
 impl<'a> Setup<'a> {
     /// The lean guest: one processor, one request queue, the agent in the initramfs.
     pub fn lean(kernel: Kernel) -> Self {
-        let (line, start, reset) = (Line::Lean, Start::Agent, Reset::Ends);
-        Self { kernel, line, start, reset, processors: 1, request_queues: 1 }
+        let (line, start, reset, memory) = (Line::Lean, Start::Agent, Reset::Ends, Memory::Fixed);
+        Self { kernel, line, start, reset, processors: 1, request_queues: 1, memory, second: None }
     }
 }
 
@@ -99,6 +125,7 @@ impl<'a> Setup<'a> {
 pub struct Vm {
     qemu: Child,
     port: BufReader<UnixStream>,
+    monitor: Option<Monitor>,
     directory: TempDir,
     /// The guest's `uname -r`.
     pub release: String,
@@ -137,7 +164,7 @@ impl Vm {
                 return Err(error.context(tails(directory.path())));
             }
         };
-        let mut vm = Self { qemu, port, directory, release: String::new() };
+        let mut vm = Self { qemu, port, monitor: None, directory, release: String::new() };
         vm.await_agent()?;
         Ok(vm)
     }
@@ -180,6 +207,39 @@ impl Vm {
     /// A listing of the tree at `path` in the guest.
     pub fn walk(&mut self, path: &str) -> Result<crate::manifest::Manifest> {
         crate::manifest::Manifest::parse(&self.run(&format!("/bin/qemu-tests walk {path}"))?)
+    }
+
+    /// Puts a memory module of `bytes` into a slot: [`Memory::HotPlug`] only.
+    pub fn plug(&mut self, name: &str, bytes: u64) -> Result<()> {
+        let memory = format!("{name}-memory");
+        let object = json!({ "qom-type": "memory-backend-memfd", "id": memory, "size": bytes, "share": true });
+        self.monitor()?.execute("object-add", object)?;
+        self.monitor()?.execute("device_add", json!({ "driver": "pc-dimm", "id": name, "memdev": memory }))?;
+        Ok(())
+    }
+
+    /// Asks the guest to let go of a memory module, until it has.
+    pub fn unplug(&mut self, name: &str) -> Result<()> {
+        let monitor = self.monitor()?;
+        for _ in 0..UNPLUG_ATTEMPTS {
+            monitor.execute("device_del", json!({ "id": name }))?;
+            let is_gone = |event: &Value| event["event"] == "DEVICE_DELETED" && event["data"]["device"] == name;
+            // A guest may find a page that cannot be moved away just now, and says so.
+            let is_refused = |event: &Value| event["event"] == "MEM_UNPLUG_ERROR" && event["data"]["device"] == name;
+            let event = monitor.event(UNPLUG, |event| is_gone(event) || is_refused(event))?;
+            if is_gone(&event) {
+                monitor.execute("object-del", json!({ "id": format!("{name}-memory") }))?;
+                return Ok(());
+            }
+        }
+        bail!("the guest does not let go of its memory\n{}", tails(self.directory.path()))
+    }
+
+    fn monitor(&mut self) -> Result<&mut Monitor> {
+        if self.monitor.is_none() {
+            self.monitor = Some(Monitor::connect(&self.directory.path().join("qmp.sock"))?);
+        }
+        Ok(self.monitor.as_mut().expect("it was made above"))
     }
 
     /// Restarts the guest, on the same QEMU and the same connection to the daemon, and waits for its agent.
@@ -307,11 +367,16 @@ fn arguments(setup: &Setup<'_>, socket: &Path, directory: &Path) -> Result<Vec<O
         Line::Lean => {
             words.add("-nodefaults -no-user-config -nographic");
             words.add(accelerator());
-            words.add(&format!("-smp {processors} -m 512M"));
-            words.add("-object memory-backend-memfd,id=mem,size=512M,share=on -machine q35,memory-backend=mem");
+            words.add(&format!("-smp {processors} -machine q35,memory-backend=mem"));
+            words.add(&memory(&setup.memory));
+            words.add(&format!("-qmp unix:{}/qmp.sock,server=on,wait=off", directory.display()));
             words.add(&format!("-serial file:{}/console.log", directory.display()));
             words.add(&format!("-chardev socket,id=char0,path={socket}"));
             words.add(&format!("-device vhost-user-fs-pci,chardev=char0,tag=nydus,queue-size=1024{queues}"));
+            if let Some(Second { tag, socket }) = &setup.second {
+                words.add(&format!("-chardev socket,id=char1,path={}", socket.display()));
+                words.add(&format!("-device vhost-user-fs-pci,chardev=char1,tag={tag},queue-size=1024"));
+            }
             // What a guest without KVM need not spend its time on.
             "console=ttyS0 quiet mitigations=off nokaslr tsc=reliable no_timer_check".to_owned()
         }
@@ -344,9 +409,25 @@ fn arguments(setup: &Setup<'_>, socket: &Path, directory: &Path) -> Result<Vec<O
     }
     // A panic resets at once.
     command_line.push_str(" panic=-1 reboot=t nydus.modules=virtio_blk");
+    if matches!(setup.memory, Memory::HotPlug) {
+        // Memory that came later is used at once, and only for what can be moved away again.
+        command_line.push_str(" memhp_default_state=online_movable");
+    }
     words.one("-append");
     words.one(command_line);
     Ok(words.0)
+}
+
+fn memory(memory: &Memory) -> String {
+    match memory {
+        Memory::Fixed => "-m 512M -object memory-backend-memfd,id=mem,size=512M,share=on".to_owned(),
+        Memory::HotPlug => {
+            "-m 256M,slots=4,maxmem=4G -object memory-backend-memfd,id=mem,size=256M,share=on".to_owned()
+        }
+        Memory::HugePages(directory) => {
+            format!("-m 512M -object memory-backend-file,id=mem,size=512M,mem-path={},share=on", directory.display())
+        }
+    }
 }
 
 /// KVM where it really runs guests: the device can be there without the processor's help (nested, paravirtual

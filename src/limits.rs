@@ -141,7 +141,8 @@ pub const PROBE_BYTES: u32 = 1 << 20;
 /// Bytes of the buffer for probing and touching cache files, one per thread.
 pub const TOUCH_BUFFER_BYTES: usize = 64 << 10;
 
-/// Largest chunk information array that is fetched: 2^24 entries of 24 bytes (format, section 14, rule 21).
+/// Largest chunk information array that is fetched: 2^24 entries of 24 bytes (format, section 14, rule 21). With ZRan the
+/// dictionaries count too, some 32 KiB for each 512 KiB of the gzip file: enough for one of 6 GiB.
 pub const MAX_META_BYTES: u64 = (1 << 24) * 24;
 
 /// Largest uncompressed blob whose chunks are not aligned: chunk positions are packed into 38 bits.
@@ -237,6 +238,33 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
 
+/// Decoded chunks that a store keeps in memory where no data file can be mapped for readers (`dummycache`, `compressed`,
+/// encryption of the cache): two of the largest chunks, or what a guest reads ahead for 64 files.
+pub const DECODED_BYTES: usize = 32 << 20;
+
+/// Decoded chunks go when nobody used them for this long, to twice as long.
+pub const DECODED_REST: Duration = Duration::from_secs(5);
+
+/// Chunks in memory that waiting reads may hold at once, where no data file can be mapped for readers: four reads of
+/// the largest size over the largest chunks, or a hundred usual ones.
+pub const HELD_BYTES: u64 = 128 << 20;
+
+/// Chunks on each side of a wanted one that are claimed because they are stored in one piece with it. Chunks of a few
+/// bytes could be a million in one batch; those beyond this are decoded again when somebody wants them.
+pub const MAX_UNIT_COMPANIONS: usize = 4096;
+
+/// Decoded bytes of chunks that nobody waits for, after which their work lets others go first: some 10 ms of inflating.
+pub const LANDING_SLICE_BYTES: u64 = 1 << 20;
+
+/// Decoded units that are kept where the cache does not hold their chunks: one of the largest with its stored bytes, some
+/// ten usual ones.
+pub const SHELF_BYTES: usize = 32 << 20;
+
+/// How long such a unit is kept after its last use: longer than the pauses of a guest that reads on.
+pub const SHELF_REST: Duration = Duration::from_secs(1);
+
+/// Largest dictionary of a ZRan context: the window of deflate.
+pub const MAX_ZRAN_DICTIONARY_BYTES: u32 = 32 << 10;
 /// How long a ring's worker that just served stays awake when `--poll-us` is not given: more than a driver needs to answer a
 /// reply with the next request, much less than a scheduler's time slice.
 pub const DEFAULT_AWAKE: Duration = Duration::from_micros(50);

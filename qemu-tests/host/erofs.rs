@@ -86,7 +86,7 @@ fn shows_its_source(
 ) -> Result<()> {
     let (source, bootstrap, device) = build(at, compressor, chunk_bytes, fill)?;
     let mounted_at = at.join("mounted");
-    let _mounted = Mounted::erofs(&bootstrap, device.as_deref(), &mounted_at)?;
+    let _mounted = Mounted::erofs(&bootstrap, device.as_deref().as_slice(), &mounted_at)?;
     let (expected, found) = (snapshot::of_tree(&source)?, snapshot::of_tree(&mounted_at)?);
     match snapshot::difference(&expected, &found) {
         Some(difference) => bail!("{difference}"),

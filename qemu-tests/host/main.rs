@@ -3,8 +3,12 @@
 //! A test that cannot run here is shown as ignored, with the reason on stderr.
 
 mod command;
+mod differential;
+mod disks;
 mod erofs;
 mod mounted;
+mod power;
+mod served;
 mod upstream;
 
 use std::process::ExitCode;
@@ -17,7 +21,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
     trials.extend(command::trials());
+    trials.extend(disks::trials());
+    trials.extend(differential::trials());
     trials.extend(erofs::trials());
+    trials.extend(power::trials());
     trials.extend(upstream::trials());
     libtest_mimic::run(&arguments, trials).exit_code()
 }

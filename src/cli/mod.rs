@@ -58,7 +58,9 @@ mod tests {
     #[test]
     fn error_of_usage_becomes_one_line_with_its_advice() {
         let check = |arguments: &[&str], expected: &str| {
-            let Err(nydusd::Refusal::Usage(error)) = nydusd::parse(arguments) else { panic!("{arguments:?}") };
+            let Err(nydusd::Refusal::Usage(error)) = nydusd::parse(arguments, || Ok(None)) else {
+                panic!("{arguments:?}")
+            };
             assert_eq!(in_one_line(&error.render().to_string()), expected);
         };
         check(

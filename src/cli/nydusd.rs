@@ -21,9 +21,9 @@ pub use run::run;
 use crate::cli::LogLevel;
 use crate::daemon::AfterDisconnect;
 use crate::daemon::ZeroMessageOpen;
+use crate::daemon::socket::SocketError;
 use options::Command;
 use options::CommonArgs;
-use options::FuseArgs;
 use options::ImageArgs;
 use options::VirtiofsArgs;
 
@@ -92,6 +92,8 @@ pub enum Listen {
     Path(PathBuf),
     /// A listening socket that was passed by number.
     Descriptor(i32),
+    /// A listening socket that systemd passed, by this number.
+    Activated(i32),
 }
 
 /// Where the configuration comes from.
@@ -103,44 +105,66 @@ pub enum ConfigSource {
     LocalfsDir(PathBuf),
 }
 
-/// Reads a command line, the program's name first.
+/// Reads a command line, the program's name first. `activated` says which socket systemd passed; it is asked where the
+/// command line names none.
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn parse<I, T>(arguments: I) -> Result<Serve, Refusal>
+pub fn parse<I, T, A>(arguments: I, activated: A) -> Result<Serve, Refusal>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
+    A: FnOnce() -> Result<Option<i32>, SocketError>,
 {
     let matches = Cli::command().try_get_matches_from(arguments).map_err(Refusal::Usage)?;
     let cli = Cli::from_arg_matches(&matches).map_err(Refusal::Usage)?;
     let bare = match cli.command {
         None => cli.bare,
-        Some(Command::Virtiofs(arguments)) => return serve(arguments.common, arguments.image, arguments.virtiofs),
+        Some(Command::Virtiofs(arguments)) => {
+            let listen = listen(&arguments.virtiofs, activated)?;
+            return serve(arguments.common, arguments.image, arguments.virtiofs, listen);
+        }
         Some(Command::Fuse(arguments)) => return Err(refuse_fuse(&arguments.common, &arguments.image)),
         Some(Command::Singleton(_)) => return Err(not_built("`singleton` (fscache)")),
         Some(Command::Nbd(_)) => return Err(not_built("`nbd`")),
         Some(Command::Uffd(_)) => return Err(not_built("`uffd`")),
     };
-    let guest = bare.virtiofs.is_asked_for();
-    match (guest, bare.fuse.mountpoint.is_some()) {
-        (true, true) => Err(usage(ErrorKind::ArgumentConflict, "--mountpoint and --sock cannot be used together")),
-        (false, true) => Err(refuse_fuse(&bare.common, &bare.image)),
-        (false, false) => Err(usage(
+    match (bare.virtiofs.is_asked_for(), bare.fuse.mountpoint.is_some()) {
+        (true, true) => {
+            return Err(usage(ErrorKind::ArgumentConflict, "--mountpoint and --sock cannot be used together"));
+        }
+        (false, true) => return Err(refuse_fuse(&bare.common, &bare.image)),
+        (_, false) => {}
+    }
+    let Some(listen) = listen(&bare.virtiofs, activated)? else {
+        return Err(usage(
             ErrorKind::MissingRequiredArgument,
             "give --sock PATH (or --fd N) to serve a VM, or --mountpoint DIR to mount on this host",
-        )),
-        (true, false) => serve_bare(bare.common, bare.image, bare.virtiofs, &bare.fuse),
-    }
-}
-
-fn serve_bare(common: CommonArgs, image: ImageArgs, vm: VirtiofsArgs, fuse: &FuseArgs) -> Result<Serve, Refusal> {
-    if fuse.writable {
+        ));
+    };
+    if bare.fuse.writable {
         return Err(not_built("`--writable`"));
     }
-    let mut serve = serve(common, image, vm)?;
-    serve.ignored.extend(fuse.ignored());
+    let mut serve = serve(bare.common, bare.image, bare.virtiofs, Some(listen))?;
+    serve.ignored.extend(bare.fuse.ignored());
     Ok(serve)
+}
+
+/// Where the VMM connects, and what follows by default when it has gone; `None` where nothing says it.
+fn listen(
+    vm: &VirtiofsArgs,
+    activated: impl FnOnce() -> Result<Option<i32>, SocketError>,
+) -> Result<Option<(Listen, AfterDisconnect)>, Refusal> {
+    Ok(match (&vm.sock, vm.fd) {
+        (Some(_), Some(_)) => {
+            return Err(usage(ErrorKind::ArgumentConflict, "--sock and --fd cannot be used together"));
+        }
+        (Some(path), None) => Some((Listen::Path(path.clone()), AfterDisconnect::ListenAgain)),
+        (None, Some(fd)) => Some((Listen::Descriptor(fd), AfterDisconnect::End)),
+        (None, None) => activated()
+            .map_err(|error| Refusal::Failed(error.to_string()))?
+            .map(|number| (Listen::Activated(number), AfterDisconnect::ListenAgain)),
+    })
 }
 
 fn refuse_fuse(common: &CommonArgs, image: &ImageArgs) -> Refusal {
@@ -148,20 +172,20 @@ fn refuse_fuse(common: &CommonArgs, image: &ImageArgs) -> Refusal {
     not_built(first.unwrap_or("mounting on this host (`fuse`, `--mountpoint`)"))
 }
 
-fn serve(common: CommonArgs, image: ImageArgs, vm: VirtiofsArgs) -> Result<Serve, Refusal> {
+fn serve(
+    common: CommonArgs,
+    image: ImageArgs,
+    vm: VirtiofsArgs,
+    listen: Option<(Listen, AfterDisconnect)>,
+) -> Result<Serve, Refusal> {
     let not_there = common.not_built().or_else(|| image.not_built()).or_else(|| vm.not_built());
     if let Some(what) = not_there {
         return Err(not_built(what));
     }
     let mut ignored = vm.ignored();
     ignored.extend(common.ignored());
-    let (listen, after_disconnect) = match (vm.sock, vm.fd) {
-        (Some(_), Some(_)) => {
-            return Err(usage(ErrorKind::ArgumentConflict, "--sock and --fd cannot be used together"));
-        }
-        (Some(path), None) => (Listen::Path(path), AfterDisconnect::ListenAgain),
-        (None, Some(fd)) => (Listen::Descriptor(fd), AfterDisconnect::End),
-        (None, None) => return Err(usage(ErrorKind::MissingRequiredArgument, "--sock PATH or --fd N is required")),
+    let Some((listen, after_disconnect)) = listen else {
+        return Err(usage(ErrorKind::MissingRequiredArgument, "--sock PATH or --fd N is required"));
     };
     let after_disconnect = match (vm.exit_on_disconnect, vm.keep_listening) {
         (true, _) => AfterDisconnect::End,

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 mod backend;
+mod strings;
 mod syntax;
 #[cfg(test)]
 mod tests;
@@ -82,7 +83,7 @@ pub struct Config {
     pub id: String,
     /// Where blobs come from, if the configuration says so.
     pub backend: Option<Backend>,
-    /// Where blobs with the feature "external" come from.
+    /// Where blobs with the feature "external" come from: the first one that fits, else [`Config::backend`].
     pub external_backends: Vec<ExternalBackend>,
     /// What is kept of fetched blobs.
     pub cache: Cache,
@@ -94,16 +95,29 @@ pub struct Config {
     pub overlay: Option<Overlay>,
 }
 
-/// A backend of external blobs, as written.
+/// A backend of external blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExternalBackend {
-    /// Name of the kind.
-    pub kind: &'static str,
-    /// Overrides per blob.
+    /// Which blobs it is for. The key `blob_id` names one; nothing: all. Other keys belong to descriptions of backends
+    /// inside of images, which are not read, and fit no blob.
     pub patch: BTreeMap<String, String>,
-    /// Fields of the backend. May be credentials.
-    pub config: BTreeMap<String, Secret>,
+    /// The backend.
+    pub backend: Backend,
 }
+
+impl ExternalBackend {
+    /// Whether the external blob `id` comes from here.
+    pub fn fits(&self, id: &str) -> bool {
+        self.patch.iter().all(|(key, value)| key == BLOB_ID && value == id)
+    }
+
+    fn unknown_key(&self) -> Option<&str> {
+        self.patch.keys().map(String::as_str).find(|key| *key != BLOB_ID)
+    }
+}
+
+/// The key of [`ExternalBackend::patch`] that names a blob.
+const BLOB_ID: &str = "blob_id";
 
 /// What is kept of fetched blobs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -139,11 +153,34 @@ pub enum CacheStore {
 
 /// How cache files are encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheEncryption {
-    /// Equal chunks give equal bytes.
-    pub convergent: bool,
-    /// The key, in hex.
-    pub key: Secret,
+pub enum CacheEncryption {
+    /// All chunks with this key.
+    Key(CacheKey),
+    /// Each chunk with its digest: equal chunks give equal bytes.
+    Convergent,
+}
+
+/// A key of AES-128-XTS, whose halves differ. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CacheKey([u8; 32]);
+
+impl CacheKey {
+    /// A key of 64 hex digits. `None`: it is not one, or its halves are equal.
+    pub fn from_hex(digits: &Secret) -> Option<Self> {
+        let key: [u8; 32] = hex::decode(digits.expose()).ok()?.try_into().ok()?;
+        (key[..16] != key[16..]).then_some(Self(key))
+    }
+
+    /// Its bytes, for a cipher and for nothing else.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for CacheKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 /// How an image is served.
@@ -304,6 +341,15 @@ impl Config {
         {
             warnings.add(format!("backend `{}` lacks `{field}`: images with blobs cannot be served", backend.kind()));
         }
+        for (place, external) in self.external_backends.iter().enumerate() {
+            if let Some(key) = external.unknown_key() {
+                warnings.add(format!("external_backends[{place}].patch has `{key}`, and so fits no blob"));
+            }
+            if let Some(field) = external.backend.missing_field() {
+                let kind = external.backend.kind();
+                warnings.add(format!("external_backends[{place}] (`{kind}`) lacks `{field}`: it cannot be used"));
+            }
+        }
     }
 }
 
@@ -315,14 +361,15 @@ impl Cache {
 
 impl CacheStore {
     fn files(table: wire::CacheFiles, base: Base<'_>) -> Self {
-        let encrypted = table.enable_encryption || table.enable_convergent_encryption;
         Self::Files {
             work_dir: base.join(&table.work_dir),
             disable_indexed_map: table.disable_indexed_map,
-            encryption: encrypted.then_some(CacheEncryption {
-                convergent: table.enable_convergent_encryption,
-                key: table.encryption_key,
-            }),
+            encryption: match (table.enable_encryption, table.enable_convergent_encryption) {
+                (_, true) => Some(CacheEncryption::Convergent),
+                // Checked where it was read.
+                (true, false) => CacheKey::from_hex(&table.encryption_key).map(CacheEncryption::Key),
+                (false, false) => None,
+            },
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Configuration version 2 as it is written, and what it means.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Deserialize;
 
@@ -13,6 +14,7 @@ use super::Overlay;
 use super::Prefetch;
 use super::Warnings;
 use super::backend::Backend;
+use super::strings;
 use super::value::Check;
 use super::value::Secret;
 use super::value::Table;
@@ -25,6 +27,7 @@ use super::wire::CacheKind;
 use super::wire::HttpProxy;
 use super::wire::Kind;
 use super::wire::Localdisk;
+use super::wire::Localfs;
 use super::wire::LocalfsOrDir;
 use super::wire::Mode;
 use super::wire::OrEmpty;
@@ -165,7 +168,12 @@ impl Check for Document {}
 
 impl Check for BackendChoice {}
 
-impl Check for External {}
+impl Check for External {
+    fn check(&self) -> Result<(), String> {
+        // What it means depends on the directory; whether it means anything does not.
+        self.backend(Base(Path::new("/"))).map(drop).map_err(|error| format!("invalid `config`: {error}"))
+    }
+}
 
 impl Check for CacheTable {}
 
@@ -181,7 +189,11 @@ impl Document {
         Config {
             id: self.id,
             backend: self.backend.and_then(|choice| choice.0.into_backend(base, warnings)),
-            external_backends: self.external_backends.into_iter().map(|external| external.0.into_backend()).collect(),
+            external_backends: self
+                .external_backends
+                .into_iter()
+                .map(|external| external.0.into_backend(base))
+                .collect(),
             image: ImageOptions {
                 mode: rafs.mode,
                 amplify_bytes: rafs.batch_size.narrow(),
@@ -220,8 +232,21 @@ impl BackendChoice {
 }
 
 impl External {
-    fn into_backend(self) -> ExternalBackend {
-        ExternalBackend { kind: self.kind.name(), patch: self.patch, config: self.config }
+    fn backend(&self, base: Base<'_>) -> Result<Backend, strings::Error> {
+        let config = &self.config;
+        Ok(match self.kind {
+            Kind::Localfs => strings::read::<Table<Localfs>>(config)?.0.backend(base),
+            Kind::Localdisk => strings::read::<Table<Localdisk>>(config)?.0.backend(base),
+            Kind::Oss => strings::read::<Table<Oss>>(config)?.0.backend(base),
+            Kind::S3 => strings::read::<Table<S3>>(config)?.0.backend(base),
+            Kind::Registry => strings::read::<Table<Registry>>(config)?.0.backend(base),
+            Kind::HttpProxy => strings::read::<Table<HttpProxy>>(config)?.0.backend(base),
+        })
+    }
+
+    fn into_backend(self, base: Base<'_>) -> ExternalBackend {
+        let backend = self.backend(base).expect("checked when it was read");
+        ExternalBackend { patch: self.patch, backend }
     }
 }
 

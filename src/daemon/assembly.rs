@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::DaemonError;
 use super::bootstrap;
-use crate::config::Backend as BackendConfig;
+use crate::config::CacheEncryption;
 use crate::config::CacheStore;
 use crate::config::Config;
 use crate::config::Source;
@@ -17,13 +17,13 @@ use crate::fs::image::Xattrs;
 use crate::fuse::server::Server;
 use crate::limits::POOL_PATIENCE;
 use crate::metrics::Metrics;
-use crate::rafs::facts::BlobFacts;
 use crate::rafs::image::Image;
-use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::backend::Backend;
 use crate::storage::backend::localfs::LocalFs;
 use crate::storage::backend::localfs::Place;
 use crate::storage::pool::Pool;
+use crate::storage::store::CacheForm;
+use crate::storage::store::Index;
 use crate::storage::store::LazyChunks;
 use crate::storage::store::Store;
 use crate::storage::store::StoreOptions;
@@ -100,6 +100,11 @@ pub(super) fn serve_image(image: Arc<Image>, parts: Parts<'_>) -> Result<Served,
             CacheStore::Files { work_dir, .. } => Some(work_dir.clone()),
             CacheStore::None | CacheStore::Fscache { .. } => None,
         },
+        form: cache_form(parts.config),
+        index: match &parts.config.cache.store {
+            CacheStore::Files { disable_indexed_map: true, .. } => Index::None,
+            _ => Index::Map,
+        },
         boot_id: parts.boot_id,
         amplify_bytes: parts.config.image.amplify_bytes.into(),
         validate: parts.config.cache.validate || parts.config.image.validate,
@@ -108,6 +113,7 @@ pub(super) fn serve_image(image: Arc<Image>, parts: Parts<'_>) -> Result<Served,
             None => Some(crate::limits::DEMAND_DEADLINE),
         },
         pool: Arc::clone(&parts.pool),
+        bootstrap: Some(Arc::new(LocalFs::new(Place::File(parts.bootstrap.to_owned()), Arc::clone(&parts.pool)))),
     };
     let indexed = Arc::clone(&image);
     let chunks = Arc::new(LazyChunks::new(move || indexed.chunk_index()));
@@ -118,6 +124,16 @@ pub(super) fn serve_image(image: Arc<Image>, parts: Parts<'_>) -> Result<Served,
     let policy = Policy { zero_message_open: parts.zero_message_open, mounts: Mounts::Fixed };
     let server = Arc::new(Server::new(Vfs::new(fs, policy), parts.metrics));
     Ok(Served { server, store, image, pool: parts.pool })
+}
+
+/// How chunks are kept in the cache directory.
+fn cache_form(config: &Config) -> CacheForm {
+    match &config.cache.store {
+        CacheStore::Files { encryption: Some(CacheEncryption::Convergent), .. } => CacheForm::Convergent,
+        CacheStore::Files { encryption: Some(CacheEncryption::Key(key)), .. } => CacheForm::Encrypted(*key.expose()),
+        _ if config.cache.compressed => CacheForm::Compressed,
+        _ => CacheForm::Plain,
+    }
 }
 
 /// Opens the metadata, and verifies the digests of its tree if `digest_validate` is set.
@@ -143,8 +159,10 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     {
         return Err(DaemonError::BackendNotBuilt(backend.kind()));
     }
-    if !config.external_backends.is_empty() {
-        return not_built("`external_backends`");
+    if let Some(external) =
+        config.external_backends.iter().find(|e| !matches!(e.backend.source, Source::Localfs { .. }))
+    {
+        return Err(DaemonError::BackendNotBuilt(external.backend.kind()));
     }
     if config.overlay.is_some() {
         return not_built("`overlay`");
@@ -152,12 +170,12 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     let mut without_effect = Vec::new();
     match &config.cache.store {
         CacheStore::Fscache { .. } => return not_built("cache `fscache`"),
-        CacheStore::Files { encryption: Some(_), .. } => return not_built("encryption of the cache"),
-        CacheStore::Files { disable_indexed_map: true, .. } => without_effect.push("disable_indexed_map"),
+        CacheStore::Files { encryption: Some(_), .. } if config.cache.compressed => {
+            return not_built("encryption of a `compressed` cache");
+        }
         CacheStore::Files { .. } | CacheStore::None => {}
     }
     for (is_set, what) in [
-        (config.cache.compressed, "compressed"),
         (config.prefetch.is_some(), "prefetch"),
         (config.image.iostats_files, "iostats_files"),
         (config.image.access_pattern, "access_pattern"),
@@ -171,53 +189,4 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
         warn!("configured, and without effect: {}", without_effect.join(", "));
     }
     Ok(())
-}
-
-/// The backend of `config`, for an image of `blobs`.
-///
-/// # Errors
-/// [`DaemonError::Missing`] names the field.
-pub(super) fn open_backend(
-    config: Option<&BackendConfig>,
-    blobs: &[BlobFacts],
-    pool: &Arc<Pool>,
-) -> Result<Arc<LocalFs>, DaemonError> {
-    let place = match config {
-        None if blobs.is_empty() => Place::Directories(Vec::new()),
-        None => return Err(DaemonError::Missing("backend".to_owned())),
-        Some(backend) => match (&backend.source, backend.missing_field()) {
-            (_, Some(field)) if !blobs.is_empty() => return Err(DaemonError::Missing(field.to_owned())),
-            (Source::Localfs { blob_file: Some(file), .. }, _) => Place::File(file.clone()),
-            (Source::Localfs { dir, alt_dirs, .. }, _) => {
-                Place::Directories(dir.iter().chain(alt_dirs).cloned().collect())
-            }
-            _ => return Err(DaemonError::BackendNotBuilt(backend.kind())),
-        },
-    };
-    Ok(Arc::new(LocalFs::new(place, Arc::clone(pool))))
-}
-
-/// Looks at every blob of a served image. One that is missing or cut is no matter where the cache holds all of it.
-///
-/// # Errors
-/// [`DaemonError::Blob`] names the file.
-pub(super) fn check_blobs(served: &Served, backend: &LocalFs) -> Result<(), DaemonError> {
-    for blob in served.image.blobs() {
-        match backend.check(&blob.id, bytes_needed(blob)) {
-            Err(error) if served.store.is_full(blob.index) => {
-                warn!(blob = %blob.id, error = &error as &dyn std::error::Error, "served from the cache alone");
-            }
-            outcome => outcome.map_err(DaemonError::Blob)?,
-        }
-    }
-    Ok(())
-}
-
-/// How long the file of a blob is at least: its chunks, and its table of chunks with the header behind it.
-fn bytes_needed(blob: &BlobFacts) -> u64 {
-    let table_end = blob
-        .meta
-        .as_ref()
-        .map_or(0, |meta| meta.offset.saturating_add(meta.compressed_bytes).saturating_add(META_HEADER_BYTES));
-    blob.data_bytes.max(table_end)
 }

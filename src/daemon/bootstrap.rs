@@ -66,7 +66,9 @@ pub enum BootstrapError {
 /// What to do about metadata that cannot be used.
 fn advice(error: &RafsError) -> &'static str {
     match error {
-        RafsError::Unsupported(_) => "cannot be served, make the image without this feature",
+        RafsError::Unknown { .. } | RafsError::Unsupported(_) => {
+            "cannot be served, make the image without this feature"
+        }
         RafsError::PlaceholderBlobId { .. } => "cannot be served, give it the name that is the blob's id",
         _ => "damaged or cut short, fetch or build it again",
     }

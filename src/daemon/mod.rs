@@ -17,11 +17,11 @@ use crate::config::Config;
 use crate::device;
 use crate::device::Stop;
 use crate::metrics::Metrics;
-use crate::storage::backend::Backend;
 use crate::storage::pool::Pool;
 use crate::sys::machine::boot_id;
 
 mod assembly;
+mod backends;
 mod bootstrap;
 mod error;
 pub mod logging;
@@ -36,6 +36,7 @@ pub use crate::vfs::ZeroMessageOpen;
 pub use assembly::Parts;
 pub use assembly::Served;
 pub use assembly::assemble;
+use backends::Backends;
 pub use bootstrap::BootstrapError;
 pub use error::DaemonError;
 use signals::Signals;
@@ -120,17 +121,17 @@ fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Served, DaemonError
     let image = Arc::new(assembly::open_image(&options.bootstrap, config)?);
     let machine = |what| move |source| DaemonError::Machine { what, source };
     let pool = Pool::with_processors().map_err(machine("start the threads of storage"))?;
-    let backend = assembly::open_backend(config.backend.as_ref(), image.blobs(), &pool)?;
+    let backends = Backends::open(config, image.blobs(), &options.bootstrap, &pool)?;
     let parts = Parts {
         bootstrap: &options.bootstrap,
         config,
-        backend: Arc::clone(&backend) as Arc<dyn Backend>,
+        backend: backends.joined(),
         pool,
         boot_id: boot_id().map_err(machine("read the boot id of this machine"))?,
         zero_message_open: options.zero_message_open,
         metrics: Arc::clone(metrics),
     };
     let served = assembly::serve_image(image, parts)?;
-    assembly::check_blobs(&served, &backend)?;
+    backends.check_blobs(&served, config)?;
     Ok(served)
 }

@@ -1,10 +1,12 @@
-//! The socket that the VMM connects to: made by us, or inherited.
+//! The socket that the VMM connects to: made by us, or inherited from whoever started us, by number or as systemd's
+//! socket activation does it (`sd_listen_fds(3)`).
 //!
 //! A path belongs to the process that holds the lock on `<path>.lock`; the kernel gives the lock back however that
 //! process ends. A socket file that is left over is removed only when nobody listens on it, and our own files are removed
 //! at the end only if they are still ours.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::fs::File;
 use std::fs::OpenOptions;
@@ -75,13 +77,85 @@ pub enum SocketError {
         source: io::Error,
     },
     /// The number given is no listening socket.
-    #[error("descriptor {number} of --fd cannot be listened on")]
+    #[error("descriptor {number} of {from} cannot be listened on")]
     Inherited {
         /// The number.
         number: i32,
+        /// Who gave it.
+        from: Giver,
         /// Why.
         source: io::Error,
     },
+    /// The variables of socket activation do not say which socket is ours.
+    #[error("{variable}={value:?} of socket activation: {what}")]
+    Activation {
+        /// The variable.
+        variable: &'static str,
+        /// What it says.
+        value: OsString,
+        /// What is wrong with that.
+        what: &'static str,
+    },
+}
+
+/// Who hands over a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Giver {
+    /// The command line.
+    Option,
+    /// systemd, or whoever does as it does.
+    Activation,
+}
+
+impl fmt::Display for Giver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Option => "--fd",
+            Self::Activation => "LISTEN_FDS",
+        })
+    }
+}
+
+/// What a socket unit calls our socket (`FileDescriptorName=`) where it passes several.
+pub const ACTIVATION_NAME: &str = "vhost-user-fs";
+
+/// First descriptor that socket activation passes (`SD_LISTEN_FDS_START`).
+const FIRST_ACTIVATED: i32 = 3;
+
+/// The number of the listening socket that was passed to process `pid` by socket activation, as its environment
+/// `variable` tells; `None` when nothing was passed, or it was to another process. One socket is ours whatever its name;
+/// of several it is the one named [`ACTIVATION_NAME`].
+///
+/// # Errors
+/// [`SocketError::Activation`].
+pub fn activated(variable: impl Fn(&str) -> Option<OsString>, pid: u32) -> Result<Option<i32>, SocketError> {
+    let number = |name: &'static str| match variable(name) {
+        None => Ok(None),
+        Some(value) => match value.to_str().and_then(|text| text.parse::<u32>().ok()) {
+            Some(number) => Ok(Some(number)),
+            None => Err(SocketError::Activation { variable: name, value, what: "not a number" }),
+        },
+    };
+    if number("LISTEN_PID")? != Some(pid) {
+        return Ok(None);
+    }
+    let place = match number("LISTEN_FDS")? {
+        None | Some(0) => return Ok(None),
+        Some(1) => 0,
+        Some(count) => {
+            let value = variable("LISTEN_FDNAMES").unwrap_or_default();
+            let names = value.to_str().unwrap_or_default().split(':').take(count as usize);
+            let mut ours = (0..).zip(names).filter(|(_, name)| *name == ACTIVATION_NAME);
+            match (ours.next(), ours.next()) {
+                (Some((place, _)), None) => place,
+                _ => {
+                    let what = "of several sockets exactly one must be named vhost-user-fs";
+                    return Err(SocketError::Activation { variable: "LISTEN_FDNAMES", value, what });
+                }
+            }
+        }
+    };
+    Ok(FIRST_ACTIVATED.checked_add(place))
 }
 
 /// A listening socket. Files that it made vanish with [`SocketFile::remove`], or when it is dropped.
@@ -101,21 +175,21 @@ pub struct SocketFile {
 }
 
 impl Socket {
-    /// Takes the listening socket that the process inherited as `number`. To be called before the process opens files.
+    /// Takes the listening socket that the process inherited as `number` from `from`. To be called before the process opens files.
     ///
     /// # Errors
     /// [`SocketError::Inherited`].
-    pub fn inherited(number: i32) -> Result<Self, SocketError> {
+    pub fn inherited(number: i32, from: Giver) -> Result<Self, SocketError> {
         match sys::inherited::listener(number) {
             Ok(listener) => Ok(Self { listener, file: None }),
-            Err(source) => Err(SocketError::Inherited { number, source }),
+            Err(source) => Err(SocketError::Inherited { number, from, source }),
         }
     }
 
     /// Listens at `path`, mode 0600 whatever the umask. Does not block.
     ///
     /// # Errors
-    /// All of [`SocketError`] but `Inherited`.
+    /// All of [`SocketError`] but `Inherited` and `Activation`.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
         let len = path.as_os_str().len();
         if len > MAX_SOCKET_PATH_BYTES {
@@ -311,5 +385,40 @@ mod tests {
         let _successor = UnixListener::bind(&path).unwrap();
         drop(ours);
         assert!(path.exists());
+    }
+
+    #[test]
+    fn activation_names_one_socket_or_none_or_says_what_is_wrong() {
+        // LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES, and what comes of them for process 42.
+        let cases = [
+            (None, None, None, Ok(None)),
+            (None, Some("1"), None, Ok(None)),
+            (Some("42"), None, None, Ok(None)),
+            (Some("42"), Some("0"), None, Ok(None)),
+            (Some("41"), Some("1"), None, Ok(None)),
+            (Some("41"), Some("many"), None, Ok(None)),
+            (Some("42"), Some("1"), None, Ok(Some(3))),
+            (Some("42"), Some("1"), Some("anything"), Ok(Some(3))),
+            (Some("42"), Some("3"), Some("api:vhost-user-fs:unknown"), Ok(Some(4))),
+            (Some("42"), Some("2"), Some("vhost-user-fs:api"), Ok(Some(3))),
+            (Some("42"), Some("2"), Some("a:b:vhost-user-fs"), Err("LISTEN_FDNAMES")),
+            (Some("42"), Some("2"), Some("vhost-user-fs:vhost-user-fs"), Err("LISTEN_FDNAMES")),
+            (Some("42"), Some("2"), None, Err("LISTEN_FDNAMES")),
+            (Some("42"), Some("-1"), None, Err("LISTEN_FDS")),
+            (Some("42"), Some("one"), None, Err("LISTEN_FDS")),
+            (Some("me"), Some("1"), None, Err("LISTEN_PID")),
+        ];
+        for (pid, count, names, expected) in cases {
+            let variable = |name: &str| match name {
+                "LISTEN_PID" => pid.map(OsString::from),
+                "LISTEN_FDS" => count.map(OsString::from),
+                _ => names.map(OsString::from),
+            };
+            let seen = activated(variable, 42).map_err(|error| match error {
+                SocketError::Activation { variable, .. } => variable,
+                other => panic!("{other}"),
+            });
+            assert_eq!(seen, expected, "{pid:?} {count:?} {names:?}");
+        }
     }
 }

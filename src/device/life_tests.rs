@@ -254,6 +254,47 @@ fn disabled_ring_holds_completions_until_it_is_enabled() {
     until("the guest is interrupted", || ring.call.read().is_ok());
 }
 
+/// User-Mode Linux and alioth never send GET_VRING_BASE.
+#[test]
+fn disabled_ring_that_is_set_up_elsewhere_starts_anew() {
+    for letters in ["CNBAKE", "KCNBAE", "NABKCE", "ANBKE"] {
+        let device = Device::start();
+        let mut vmm = device.connect();
+        let mut ring = vmm.boot(&[1]).remove(0);
+        for _ in 0..5 {
+            assert_eq!(ring.call(ECHO, 1, 4096).0, 24);
+        }
+        park(&device, &mut ring, 8);
+        vmm.frontend.set_vring_enable(1, false).unwrap();
+        let mut fresh = vmm.driver(1, 128);
+        letters.chars().for_each(|letter| tell(&mut vmm, &fresh, letter));
+        device.double.complete_all();
+        settle();
+        assert!(fresh.poll().is_empty(), "{letters}: what was parked came back");
+        assert_eq!(fresh.call(ECHO, 2, 4096).0, 24, "{letters}");
+        park(&device, &mut fresh, 3);
+        device.double.complete_all();
+        assert_eq!(fresh.wait(3).len(), 3, "{letters}");
+    }
+}
+
+#[test]
+fn disabled_ring_that_is_set_up_as_it_was_goes_on() {
+    let device = Device::start();
+    let mut vmm = device.connect();
+    let mut ring = vmm.boot(&[1]).remove(0);
+    let heads = park(&device, &mut ring, 8);
+    vmm.frontend.set_vring_enable(1, false).unwrap();
+    vmm.frontend.set_vring_num(1, ring.size).unwrap();
+    tell(&mut vmm, &ring, 'A');
+    vmm.frontend.set_vring_base(1, 8).unwrap();
+    vmm.frontend.set_vring_enable(1, true).unwrap();
+    device.double.complete_all();
+    let mut used = ring.wait(8);
+    used.sort_unstable();
+    assert_eq!(used, heads.iter().map(|head| (u32::from(*head), 24)).collect::<Vec<_>>());
+}
+
 #[test]
 fn reset_drops_what_was_parked_and_the_memory_table_stays() {
     let device = Device::start();

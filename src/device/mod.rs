@@ -13,6 +13,7 @@
 //! | `chain` | descriptor chains to spans of guest memory, with limits |
 //! | `slot` | the place of one reply, and the sink into guest memory |
 //! | `worker` | the thread of a ring: batches of heads become requests |
+//! | `direct` | for fuzzing: rings without a VMM and without threads |
 //!
 //! Invariants: every request with a reply area is answered exactly once, unless its ring was reset; nothing is written
 //! to guest memory after the answer to a message that fences; a guest breaks its own ring at most.
@@ -22,6 +23,8 @@
 #![cfg_attr(not(test), deny(clippy::arithmetic_side_effects, clippy::indexing_slicing))]
 
 mod chain;
+#[cfg(feature = "testing")]
+pub mod direct;
 mod patience;
 mod ring;
 mod slot;
@@ -38,6 +41,9 @@ mod hostile_tests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod life_tests;
+#[cfg(test)]
+#[cfg(feature = "model")]
+mod model_tests;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod rig;

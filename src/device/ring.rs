@@ -11,13 +11,6 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -38,6 +31,13 @@ use crate::metrics::Metrics;
 use crate::metrics::QueueCounters;
 use crate::sys::guest::GuestMap;
 use crate::sys::guest::Unreachable;
+use crate::sys::sync::Arc;
+use crate::sys::sync::AtomicBool;
+use crate::sys::sync::Condvar;
+use crate::sys::sync::Mutex;
+use crate::sys::sync::MutexGuard;
+use crate::sys::sync::Ordering;
+use crate::sys::sync::PoisonError;
 
 /// What all rings of one connection share.
 #[derive(Debug)]
@@ -163,6 +163,7 @@ impl Ring {
     /// SET_VRING_NUM.
     pub(super) fn set_size(&self, size: u16) -> Wake {
         self.tell(|state| {
+            state.detach_disabled();
             state.layout.size = size;
             state.told.size = true;
         })
@@ -171,6 +172,7 @@ impl Ring {
     /// First half of SET_VRING_ADDR: guest addresses of the three areas.
     pub(super) fn set_addresses(&self, descriptors: u64, avail: u64, used: u64) {
         let mut state = self.lock();
+        state.detach_disabled();
         state.layout = Layout { descriptors, avail, used, ..state.layout };
     }
 
@@ -193,6 +195,7 @@ impl Ring {
     /// SET_VRING_BASE.
     pub(super) fn set_next_avail(&self, base: u16) -> Wake {
         self.tell(|state| {
+            state.detach_disabled();
             state.next_avail = base;
             state.told.base = true;
         })
@@ -310,6 +313,13 @@ impl Ring {
     /// Whether kicks are to be listened to.
     pub(super) fn is_enabled(&self) -> bool {
         self.lock().enabled
+    }
+
+    /// Requests that were popped and not completed; `None` for a ring that cannot be trusted.
+    #[cfg(feature = "testing")]
+    pub(super) fn in_flight(&self) -> Option<u32> {
+        let state = self.lock();
+        (state.phase != Phase::Broken).then_some(state.in_flight)
     }
 
     /// Whether the ring can be worked on.

@@ -76,7 +76,7 @@ pub(super) struct State {
     pub(super) phase: Phase,
     pub(super) epoch: u64,
     /// Requests of this epoch that were taken and not completed.
-    in_flight: u32,
+    pub(super) in_flight: u32,
     /// Used index at the last decision on an interrupt.
     pub(super) signalled: Option<u16>,
     /// Entries were shown since then.
@@ -169,6 +169,16 @@ impl State {
         self.undecided = false;
         self.kicks_refused = false;
         (!self.layout.is_legal()).then_some(Broken::Illegal { size: self.layout.size })
+    }
+
+    /// A VMM begins to set the ring up. If it runs, but is disabled, it was stopped without a word: User-Mode Linux and
+    /// alioth never send GET_VRING_BASE. It is detached then, as after a proper stop.
+    pub(super) fn detach_disabled(&mut self) {
+        match self.phase {
+            Phase::Running if !self.enabled => self.phase = Phase::Detached(Some(self.record())),
+            Phase::Broken if !self.enabled => self.phase = Phase::Stopped,
+            _ => {}
+        }
     }
 
     /// Raises the epoch.

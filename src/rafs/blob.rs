@@ -1,12 +1,15 @@
 //! What both versions say of blobs and algorithms: ids, feature bits, superblock flags (format, sections 1.1, 1.3, 1.4
 //! and 14, rules 2 and 4).
 
+use super::NEWER_TOOLS;
+use super::NO_TOOLS;
 use super::RafsError;
 use super::facts::BlobFacts;
 use super::facts::Compressor;
 use super::facts::Digester;
 use super::facts::feature;
 use super::malformed;
+use super::unknown;
 use crate::limits;
 
 /// The id of a blob in metadata that is inlined in that blob (section 10.3).
@@ -21,14 +24,17 @@ const HAS_XATTR: u64 = 0x20;
 const COMPRESSION_GZIP: u64 = 0x40;
 const COMPRESSION_ZSTD: u64 = 0x80;
 const TARFS_MODE: u64 = 0x200;
-const ENCRYPTION_AES_128_XTS: u64 = 0x0200_0000;
-/// All bits with a meaning, and those reserved as compatible.
+/// All bits with a meaning, those for encryption (which the blob table tells of each blob), and those reserved as
+/// compatible.
 const KNOWN_FLAGS: u64 = 0x3ff | 0xff00_0000;
 
 /// Feature bits that a reader must understand.
 const INCOMPATIBLE_FEATURES: u32 = 0xffff;
 const KNOWN_FEATURES: u32 = 0xfff;
 const COMPATIBLE_FEATURES: u32 = feature::HAS_TAR_HEADER | feature::HAS_TOC | feature::CAP_TAR_TOC;
+
+/// What is blamed where no blob is.
+const THE_IMAGE: &str = "the image";
 
 /// The superblock flags, checked.
 #[derive(Debug, Clone, Copy)]
@@ -37,18 +43,14 @@ pub(super) struct Flags {
     pub(super) digester: Digester,
     pub(super) has_owner_ids: bool,
     pub(super) has_xattrs: bool,
+    /// Blocks of 512 bytes, blobs that are tars; v6 only.
+    pub(super) is_tarfs: bool,
 }
 
 impl Flags {
     pub(super) fn parse(raw: u64, at: u64) -> Result<Self, RafsError> {
         if raw & !KNOWN_FLAGS != 0 {
-            return Err(malformed("superblock flags", at, format!("unknown bits {:#x}", raw & !KNOWN_FLAGS)));
-        }
-        if raw & TARFS_MODE != 0 {
-            return Err(RafsError::Unsupported("tarfs mode"));
-        }
-        if raw & ENCRYPTION_AES_128_XTS != 0 {
-            return Err(RafsError::Unsupported("encryption of blobs"));
+            return Err(unknown(format!("superblock flags {:#x}", raw & !KNOWN_FLAGS), THE_IMAGE, NEWER_TOOLS));
         }
         let compression = raw & (COMPRESSION_NONE | COMPRESSION_LZ4 | COMPRESSION_GZIP | COMPRESSION_ZSTD);
         let compressor = match compression {
@@ -64,59 +66,88 @@ impl Flags {
             HASH_SHA256 => Digester::Sha256,
             _ => return Err(malformed("superblock flags", at, "several digest algorithms")),
         };
-        Ok(Self { compressor, digester, has_owner_ids: raw & EXPLICIT_UID_GID != 0, has_xattrs: raw & HAS_XATTR != 0 })
+        Ok(Self {
+            compressor,
+            digester,
+            has_owner_ids: raw & EXPLICIT_UID_GID != 0,
+            has_xattrs: raw & HAS_XATTR != 0,
+            is_tarfs: raw & TARFS_MODE != 0,
+        })
     }
 }
 
 /// The compressor with the number `raw` (section 1.1).
-pub(super) fn compressor(raw: u32, field: &'static str, at: u64) -> Result<Compressor, RafsError> {
+pub(super) fn compressor(raw: u32) -> Option<Compressor> {
     match raw {
-        0 => Ok(Compressor::None),
-        1 => Ok(Compressor::Lz4Block),
-        2 => Ok(Compressor::Gzip),
-        3 => Ok(Compressor::Zstd),
-        _ => Err(malformed(field, at, format!("unknown compression algorithm {raw}"))),
+        0 => Some(Compressor::None),
+        1 => Some(Compressor::Lz4Block),
+        2 => Some(Compressor::Gzip),
+        3 => Some(Compressor::Zstd),
+        _ => None,
     }
 }
 
 /// The digest algorithm with the number `raw` (section 1.1).
-pub(super) fn digester(raw: u32, field: &'static str, at: u64) -> Result<Digester, RafsError> {
+pub(super) fn digester(raw: u32) -> Option<Digester> {
     match raw {
-        0 => Ok(Digester::Blake3),
-        1 => Ok(Digester::Sha256),
-        _ => Err(malformed(field, at, format!("unknown digest algorithm {raw}"))),
+        0 => Some(Digester::Blake3),
+        1 => Some(Digester::Sha256),
+        _ => None,
     }
 }
 
-/// The feature bits of a v6 blob: unknown incompatible bits are refused, unknown others dropped.
-pub(super) fn features(raw: u32, at: u64) -> Result<u32, RafsError> {
-    let unknown = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
-    if unknown != 0 {
-        return Err(malformed("blob features", at, format!("unknown bits {unknown:#x}")));
+/// The feature bits of the v6 blob `id`: unknown incompatible bits are refused, unknown others dropped.
+pub(super) fn features(raw: u32, id: &str, at: u64) -> Result<u32, RafsError> {
+    let strange = raw & INCOMPATIBLE_FEATURES & !KNOWN_FEATURES;
+    if strange != 0 {
+        return Err(unknown(format!("blob features {strange:#x}"), format!("blob {id}"), NEWER_TOOLS));
     }
-    known_features(raw, at)
-}
-
-/// The feature bits of a v5 blob: unknown bits are dropped, as old builders left some there.
-pub(super) fn known_features(raw: u32, at: u64) -> Result<u32, RafsError> {
     let needs_v2 = feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
     if raw & needs_v2 != 0 && raw & feature::CHUNK_INFO_V2 == 0 {
         return Err(malformed("blob features", at, format!("{raw:#x} lacks CHUNK_INFO_V2")));
     }
-    if raw & feature::ALIGNED != 0 && raw & feature::TARFS != 0 {
-        return Err(malformed("blob features", at, "aligned and tarfs at once"));
+    if raw & feature::ZRAN != 0 && raw & feature::SEPARATE == 0 {
+        return Err(malformed("blob features", at, format!("{raw:#x}: ZRAN without SEPARATE")));
     }
-    let unsupported = [
-        (feature::TARFS, "tarfs mode"),
-        (feature::ZRAN, "ZRan (random access into gzip layers)"),
-        (feature::ENCRYPTED, "encryption of blobs"),
-        (feature::BATCH, "batching of chunks"),
-        (feature::EXTERNAL, "data in external blobs"),
-        (feature::SEPARATE, "metadata of a blob in a separate file"),
+    for (bits, reason) in CONTRADICTIONS {
+        if raw & bits == bits {
+            return Err(malformed("blob features", at, format!("{raw:#x}: {reason} exclude each other")));
+        }
+    }
+    Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
+}
+
+/// Pairs of features of which a blob has at most one.
+const CONTRADICTIONS: [(u32, &str); 7] = [
+    (feature::ALIGNED | feature::TARFS, "ALIGNED and TARFS"),
+    // Blobs have one array of contexts.
+    (feature::ZRAN | feature::BATCH, "ZRAN and BATCH"),
+    // What is not ours is not encrypted by us; and the key stands where the digest of the separate file would be.
+    (feature::SEPARATE | feature::ENCRYPTED, "SEPARATE and ENCRYPTED"),
+    // The blob is a tar, and has no table.
+    (feature::TARFS | feature::SEPARATE, "TARFS and SEPARATE"),
+    (feature::TARFS | feature::ZRAN, "TARFS and ZRAN"),
+    (feature::TARFS | feature::BATCH, "TARFS and BATCH"),
+    (feature::TARFS | feature::ENCRYPTED, "TARFS and ENCRYPTED"),
+];
+
+/// The feature bits of the v5 blob `id`. Unknown bits are dropped, as old builders left some there; what needs a table in the
+/// blob is refused, since v5 has none.
+pub(super) fn v5_features(raw: u32, id: &str) -> Result<u32, RafsError> {
+    let unread = [
+        (feature::TARFS, "TARFS"),
+        (feature::ZRAN, "ZRAN"),
+        // The builder takes the option, and forgets the key.
+        (feature::ENCRYPTED, "ENCRYPTED"),
+        (feature::BATCH, "BATCH"),
     ];
-    for (bit, name) in unsupported {
+    for (bit, name) in unread {
         if raw & bit != 0 {
-            return Err(RafsError::Unsupported(name));
+            return Err(unknown(
+                format!("blob features {bit:#x} ({name})"),
+                format!("the RAFS v5 blob {id}"),
+                NO_TOOLS,
+            ));
         }
     }
     Ok(raw & (KNOWN_FEATURES | COMPATIBLE_FEATURES))
@@ -177,26 +208,58 @@ mod tests {
 
     #[test]
     fn flags_unknown_or_contradictory_are_refused() {
-        for bad in [0x400, 0x10_0000, 1 << 40, COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
+        for strange in [0x400, 0x10_0000, 1 << 40] {
+            let error = Flags::parse(strange | COMPRESSION_ZSTD, 0).err().unwrap();
+            let expected =
+                format!("superblock flags {strange:#x} of the image can be read by tools newer than nydus v2.4.4 only");
+            assert_eq!(error.to_string(), expected);
+        }
+        for bad in [COMPRESSION_NONE | COMPRESSION_ZSTD, HASH_BLAKE3 | HASH_SHA256] {
             assert!(matches!(Flags::parse(bad, 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
         }
         let old = Flags::parse(0, 0).unwrap();
         assert_eq!((old.compressor, old.digester), (Compressor::Lz4Block, Digester::Blake3));
         let reserved = Flags::parse(0x8500_0000 | COMPRESSION_ZSTD | HASH_SHA256 | EXPLICIT_UID_GID, 0).unwrap();
         assert!(reserved.has_owner_ids && !reserved.has_xattrs);
-        assert!(matches!(Flags::parse(TARFS_MODE, 0), Err(RafsError::Unsupported(name)) if name.contains("tarfs")));
+        assert!(Flags::parse(TARFS_MODE, 0).unwrap().is_tarfs && !reserved.is_tarfs);
     }
 
     #[test]
-    fn features_unknown_contradictory_and_unsupported_are_told_apart() {
-        assert!(matches!(features(0x1000, 0), Err(RafsError::Malformed { .. })));
-        assert_eq!(known_features(0x1001, 0).unwrap(), feature::ALIGNED);
-        assert_eq!(features(0x0100_0001, 0).unwrap(), feature::ALIGNED);
-        assert!(matches!(features(feature::BATCH, 0), Err(RafsError::Malformed { .. })));
-        let cases = [(feature::BATCH, "batch"), (feature::ZRAN, "ZRan"), (feature::ENCRYPTED, "encrypt")];
-        for (bit, word) in cases {
-            let outcome = features(bit | feature::CHUNK_INFO_V2, 0);
-            assert!(matches!(outcome, Err(RafsError::Unsupported(name)) if name.contains(word)), "{word}");
+    fn features_unknown_and_contradictory_are_refused() {
+        const V2: u32 = feature::CHUNK_INFO_V2;
+        let separate_zran = feature::SEPARATE | feature::ZRAN | V2;
+        let error = features(0x3001, "some", 0).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "blob features 0x3000 of blob some can be read by tools newer than nydus v2.4.4 only"
+        );
+        for bad in [
+            feature::BATCH,
+            feature::ENCRYPTED,
+            separate_zran & !V2,
+            separate_zran & !feature::SEPARATE,
+            separate_zran | feature::BATCH,
+            feature::SEPARATE | feature::ENCRYPTED | V2,
+            feature::ALIGNED | feature::TARFS,
+            feature::TARFS | feature::BATCH | V2,
+        ] {
+            assert!(matches!(features(bad, "id", 0), Err(RafsError::Malformed { .. })), "{bad:#x}");
+        }
+        for good in
+            [separate_zran, feature::SEPARATE, feature::BATCH | feature::ENCRYPTED | V2, 0x600 | feature::EXTERNAL]
+        {
+            assert_eq!(features(good | feature::ALIGNED, "id", 0).unwrap(), good | feature::ALIGNED);
+        }
+        assert_eq!(features(0x0100_0001, "id", 0).unwrap(), feature::ALIGNED);
+    }
+
+    #[test]
+    fn features_of_v5_are_kept_as_far_as_they_are_known() {
+        assert_eq!(v5_features(0x1001, "id").unwrap(), feature::ALIGNED);
+        assert_eq!(v5_features(feature::EXTERNAL, "id").unwrap(), feature::EXTERNAL);
+        for (bit, name) in [(feature::BATCH, "BATCH"), (feature::ZRAN, "ZRAN"), (feature::ENCRYPTED, "ENCRYPTED")] {
+            let error = v5_features(bit | feature::CHUNK_INFO_V2, "id").unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("RAFS v5 blob id"), "{error}");
         }
     }
 }

@@ -1,18 +1,22 @@
 //! What a metadata file is (format, section 2).
 
+use super::NEWER_TOOLS;
 use super::RafsError;
-use super::image::Version;
 use super::tar;
 use super::toc;
 use super::toc::Section;
-use super::v5;
-use super::v6;
+use super::unknown;
+use super::version;
+use super::version::Version;
 use crate::limits;
 use crate::sys::view::View;
 use crate::sys::view::ViewError;
 
 /// First bytes of gzip.
 const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+/// Readers of versions before RAFS v5.
+const OLDER_TOOLS: &str = "tools older than nydus v2 only";
 
 /// The bootstrap in an OCI bootstrap layer.
 const LAYER_MEMBER: &[u8] = b"image/image.boot";
@@ -51,11 +55,18 @@ pub fn detect(file: &View) -> Result<Content, RafsError> {
 
 /// The version of a plain bootstrap, by its magic numbers.
 pub(super) fn version(file: &View) -> Result<Option<Version>, RafsError> {
-    if within(file.u32_at(0))? == Some(v5::MAGIC) && within(file.u32_at(4))? == Some(v5::VERSION) {
-        return Ok(Some(Version::V5));
+    if within(file.u32_at(0))? == Some(version::V5_MAGIC) {
+        return match within(file.u32_at(4))? {
+            Some(version::V5_VERSION) => Ok(Some(Version::V5)),
+            Some(other) => {
+                let readers = if other < version::V5_VERSION { OLDER_TOOLS } else { NEWER_TOOLS };
+                Err(unknown(format!("RAFS version {other:#x}"), "the image", readers))
+            }
+            None => Ok(None),
+        };
     }
-    if within(file.u32_at(v6::SUPERBLOCK))? == Some(v6::MAGIC)
-        && within(file.u32_at(v6::FEATURES))?.is_some_and(|features| features & v6::RAFS_FEATURE != 0)
+    if within(file.u32_at(version::SUPERBLOCK))? == Some(version::EROFS_MAGIC)
+        && within(file.u32_at(version::FEATURES))?.is_some_and(|features| features & version::RAFS_FEATURE != 0)
     {
         return Ok(Some(Version::V6));
     }

@@ -1,10 +1,6 @@
-//! Directory listings without an allocation per entry.
+//! What a directory listing gives.
 
-use super::RafsError;
-use super::v5;
-use super::v6;
-
-/// One name of a directory, borrowed from the [`Entries`] that gave it.
+/// One name of a directory, borrowed from the [`super::listing::Entries`] that gave it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DirEntry<'a> {
     /// The name: 1 to 255 bytes, no `/`, no NUL; `.` and `..` are listed too.
@@ -16,29 +12,4 @@ pub struct DirEntry<'a> {
     /// Where to go on behind this entry: the `from` of another [`super::image::Image::entries`]. Never 0, and valid as
     /// long as the image, without any state.
     pub next: u64,
-}
-
-/// A lending cursor over a directory, with a buffer for one name (v6), or one record and name (v5).
-///
-/// v5 lists `.` and `..` first; v6 lists them where they are stored, which is where their names sort.
-pub struct Entries<'a> {
-    pub(super) cursor: Cursor<'a>,
-}
-
-pub(super) enum Cursor<'a> {
-    V5(v5::dir::Cursor<'a>),
-    V6(v6::dir::Cursor<'a>),
-}
-
-impl Entries<'_> {
-    /// The next entry; it borrows from the cursor, so that no name is copied twice. After an error the listing is at
-    /// its end.
-    #[expect(clippy::should_implement_trait, reason = "a lending cursor cannot be an Iterator")]
-    #[inline]
-    pub fn next(&mut self) -> Option<Result<DirEntry<'_>, RafsError>> {
-        match &mut self.cursor {
-            Cursor::V5(cursor) => cursor.next(),
-            Cursor::V6(cursor) => cursor.next(),
-        }
-    }
 }

@@ -76,10 +76,9 @@ pub struct BlobFacts {
     pub id: String,
     /// Feature bits (format, section 1.4), unknown compatible bits removed.
     pub features: u32,
-    /// Chunks in the blob, referenced or not. 0 with [`BlobFacts::chunk_count_known`] false: not stated (old v5).
+    /// Chunks in the blob, referenced or not. Images of v5 without an extended blob table state none: there it counts the
+    /// referenced ones.
     pub chunk_count: u32,
-    /// False for v5 images without an extended blob table.
-    pub chunk_count_known: bool,
     /// Largest uncompressed size of a chunk.
     pub chunk_bytes: u32,
     /// Size of the uncompressed blob, which is the size of its cache file.
@@ -112,6 +111,7 @@ pub mod feature {
     pub const TARFS: u32 = 0x40;
     pub const BATCH: u32 = 0x80;
     pub const ENCRYPTED: u32 = 0x100;
+    pub const IS_CHUNKDICT_GENERATED: u32 = 0x200;
     pub const EXTERNAL: u32 = 0x800;
     pub const HAS_TAR_HEADER: u32 = 0x1000_0000;
     pub const HAS_TOC: u32 = 0x2000_0000;

@@ -13,21 +13,23 @@ use smallvec::SmallVec;
 
 use super::RafsError;
 use super::chunks::ChunkIndex;
-use super::entries::Cursor;
-use super::entries::Entries;
 use super::facts::BlobFacts;
 use super::facts::Piece;
+use super::grid;
 use super::inode::EachXattr;
 use super::inode::InodeFacts;
 use super::inode::Kind;
-use super::inode::Place;
+use super::listing::Cursor;
+use super::listing::Entries;
 use super::malformed;
+use super::place::Place;
 use super::seek::Whence;
 use super::seek::ZeroDigests;
 use super::v5;
 use super::v5::V5;
 use super::v6;
 use super::v6::V6;
+use super::version::Version;
 use crate::limits;
 use crate::sys::view::View;
 
@@ -37,15 +39,6 @@ pub struct OpenOptions {
     /// The id of the blob that the metadata was extracted from: stands in for the placeholder id of such metadata
     /// (format, section 10.3).
     pub placeholder_id: Option<String>,
-}
-
-/// Format version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Version {
-    /// RAFS v5.
-    V5,
-    /// RAFS v6, an EROFS image.
-    V6,
 }
 
 /// What `statfs` tells.
@@ -76,15 +69,16 @@ impl Image {
     /// tables, not the tree.
     ///
     /// # Errors
-    /// [`RafsError::Unsupported`] names a feature that is not served; [`RafsError::PlaceholderBlobId`] when the blob id
+    /// [`RafsError::Unknown`] names what only other tools read; [`RafsError::PlaceholderBlobId`] when the blob id
     /// is needed; [`RafsError::Malformed`] and [`RafsError::View`] for everything that is wrong.
     pub fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
         if view.len() > limits::MAX_BOOTSTRAP_BYTES {
             return Err(malformed("bootstrap size", 0, format!("{} bytes, at most 2 GiB", view.len())));
         }
+        let placeholder_id = options.placeholder_id.as_deref();
         let format = match super::detect::version(&view)? {
-            Some(Version::V5) => Format::V5(V5::open(view, options)?),
-            Some(Version::V6) => Format::V6(V6::open(view, options)?),
+            Some(Version::V5) => Format::V5(V5::open(view, placeholder_id)?),
+            Some(Version::V6) => Format::V6(V6::open(view, placeholder_id)?),
             None => return Err(malformed("superblock magic", 0, "neither RAFS v5 nor RAFS v6")),
         };
         Ok(Self { format, chunk_index: OnceLock::new(), zeros: ZeroDigests::new() })
@@ -287,54 +281,28 @@ impl Image {
         match (&self.format, &inode.place) {
             (Format::V5(image), Place::V5(place)) => {
                 let chunks = image.chunk_list(place, inode.size)?;
-                self.cut(
-                    range.start..end,
-                    |number| {
-                        let chunk = chunks.get(number)?;
-                        Ok((chunk.blob, chunk.index, chunk.facts.uncompressed_offset))
-                    },
-                    out,
-                )
+                let chunk = |number| {
+                    let chunk = chunks.get(number)?;
+                    Ok((chunk.blob, chunk.index, chunk.facts.uncompressed_offset))
+                };
+                cut(range.start..end, place.chunk_bytes, chunk, out)
             }
-            (Format::V6(image), Place::V6(place)) => self.cut(
-                range.start..end,
-                |number| {
+            (Format::V6(image), Place::V6(place)) => {
+                let chunk = |number| {
                     let chunk = image.file_chunk(place, inode.size, number)?;
                     Ok((chunk.blob, chunk.index, chunk.offset))
-                },
-                out,
-            ),
+                };
+                if image.flags.is_tarfs {
+                    let mut ranges = SmallVec::new();
+                    cut(range.start..end, image.chunk_bytes, chunk, &mut ranges)?;
+                    return ranges
+                        .iter()
+                        .try_for_each(|piece| grid::cut(piece, image.chunk_bytes, |piece| out.push(piece)));
+                }
+                cut(range.start..end, image.chunk_bytes, chunk, out)
+            }
             _ => Err(other_image()),
         }
-    }
-
-    /// Cuts `range` at chunk borders. `chunk` tells blob, index and offset of a chunk of the file, by its number.
-    #[inline]
-    fn cut(
-        &self,
-        range: Range<u64>,
-        chunk: impl Fn(u64) -> Result<(u32, u32, u64), RafsError>,
-        out: &mut SmallVec<[Piece; 8]>,
-    ) -> Result<(), RafsError> {
-        let shift = self.chunk_bytes().trailing_zeros();
-        let chunk_bytes = u64::from(self.chunk_bytes());
-        let mut at = range.start;
-        while at < range.end {
-            let number = at.wrapping_shr(shift);
-            let skip = at & chunk_bytes.wrapping_sub(1);
-            let len = range.end.wrapping_sub(at).min(chunk_bytes.wrapping_sub(skip));
-            let (blob, chunk, start) = chunk(number)?;
-            out.push(Piece {
-                blob,
-                chunk,
-                // The chunk lies inside its blob, which was checked, and `skip` inside the chunk.
-                offset: start.wrapping_add(skip),
-                len: u32::try_from(len).unwrap_or(u32::MAX),
-            });
-            // `len` is at least 1 and ends at the range's end at the latest.
-            at = at.wrapping_add(len);
-        }
-        Ok(())
     }
 
     /// The next data, or hole, at or behind `offset`; `None` is `ENXIO`. A hole is a run of chunks whose digest is that
@@ -347,7 +315,10 @@ impl Image {
         if inode.kind != Kind::Regular {
             return Err(RafsError::NotRegular);
         }
-        let chunk_bytes = u64::from(self.chunk_bytes());
+        let chunk_bytes = u64::from(match &inode.place {
+            Place::V5(place) => place.chunk_bytes,
+            Place::V6(_) => self.chunk_bytes(),
+        });
         let wants_hole = whence == Whence::Hole;
         let mut at = offset;
         while at < inode.size {
@@ -411,6 +382,36 @@ impl Image {
             Format::V6(image) => &image.view,
         }
     }
+}
+
+/// Cuts `range` of a file at the borders of its chunks of `chunk_bytes`. `chunk` tells blob, index and offset of a chunk, by
+/// its number in the file.
+#[inline]
+fn cut(
+    range: Range<u64>,
+    chunk_bytes: u32,
+    chunk: impl Fn(u64) -> Result<(u32, u32, u64), RafsError>,
+    out: &mut SmallVec<[Piece; 8]>,
+) -> Result<(), RafsError> {
+    let shift = chunk_bytes.trailing_zeros();
+    let chunk_bytes = u64::from(chunk_bytes);
+    let mut at = range.start;
+    while at < range.end {
+        let number = at.wrapping_shr(shift);
+        let skip = at & chunk_bytes.wrapping_sub(1);
+        let len = range.end.wrapping_sub(at).min(chunk_bytes.wrapping_sub(skip));
+        let (blob, chunk, start) = chunk(number)?;
+        out.push(Piece {
+            blob,
+            chunk,
+            // The chunk lies inside its blob, which was checked, and `skip` inside the chunk.
+            offset: start.wrapping_add(skip),
+            len: u32::try_from(len).unwrap_or(u32::MAX),
+        });
+        // `len` is at least 1 and ends at the range's end at the latest.
+        at = at.wrapping_add(len);
+    }
+    Ok(())
 }
 
 /// Facts were given to an image they do not come from.

@@ -3,8 +3,7 @@
 use std::ops::ControlFlow;
 use std::ops::Range;
 
-use super::v5;
-use super::v6;
+use super::place::Place;
 
 /// The seven file types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,13 +85,6 @@ pub struct InodeFacts {
     pub mtime_ns: u32,
     /// Where the inode's parts are.
     pub(super) place: Place,
-}
-
-/// Where an inode's parts are, by format version.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Place {
-    V5(v5::inode::Place),
-    V6(v6::inode::Place),
 }
 
 /// What is called with the full name of each xattr and the range of its value in the metadata, until it breaks.

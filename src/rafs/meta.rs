@@ -2,7 +2,13 @@
 //!
 //! A blob keeps the array compressed, with a header of 4096 bytes behind it, at the place that the blob table states
 //! ([`stored_range`]). Its cache file `<id>.blob.meta` is the decoded array, padded to 4096, and the same header
-//! ([`cache_bytes`]); [`BlobMeta`] uses that in place.
+//! ([`cache_bytes`]); [`BlobMeta`] uses that in place. Behind the entries of the array may stand contexts: what chunks
+//! need to be decoded that share a compressed piece with others.
+
+mod contexts;
+mod entry;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -14,6 +20,8 @@ use zerocopy::Unaligned;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
+use self::contexts::Contexts;
+use self::entry::EntryV2;
 use super::RafsError;
 use super::align_up;
 use super::blob;
@@ -22,8 +30,10 @@ use super::facts::BlobFacts;
 use super::facts::ChunkFacts;
 use super::facts::Coding;
 use super::facts::MetaLocation;
+use super::facts::ZranContext;
 use super::facts::feature;
 use super::malformed;
+use crate::limits;
 use crate::sys::view::View;
 
 /// Bytes of the header behind the array.
@@ -32,13 +42,10 @@ pub const META_HEADER_BYTES: u64 = 4096;
 const HEADER_MAGIC: u32 = 0xb10b_b10b;
 
 /// Features that decide how the array is read; the header must agree with the blob table on them.
-const ARRAY_FEATURES: u32 = feature::CHUNK_INFO_V2 | feature::ZRAN | feature::BATCH | feature::ENCRYPTED;
+const ARRAY_FEATURES: u32 = feature::CHUNK_INFO_V2 | CONTEXT_FEATURES | feature::ENCRYPTED;
 
-const V2_COMPRESSED: u64 = 0x1;
-const V2_ZRAN: u64 = 0x2;
-const V2_BATCH: u64 = 0x4;
-const V2_ENCRYPTED: u64 = 0x8;
-const V2_HAS_CRC32C: u64 = 0x10;
+/// Features whose blobs have contexts behind the entries; at most one of them.
+const CONTEXT_FEATURES: u32 = feature::ZRAN | feature::BATCH;
 
 /// The header as stored (section 6.2).
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -59,23 +66,40 @@ struct Header {
 }
 
 /// Bytes of one entry.
-fn entry_bytes(features: u32) -> u64 {
+pub(super) fn entry_bytes(features: u32) -> u64 {
     if features & feature::CHUNK_INFO_V2 == 0 { 16 } else { 24 }
 }
 
-/// Bytes that the decoded array of `chunks` entries has, for blobs without contexts.
-pub(super) fn array_bytes(features: u32, chunks: u32) -> u64 {
+/// Bytes of the entries alone of `chunks` chunks.
+fn entries_bytes(features: u32, chunks: u32) -> u64 {
     entry_bytes(features).saturating_mul(chunks.into())
+}
+
+/// Checks the stated size of the decoded array: entries for all chunks, and nothing else in blobs without contexts.
+/// Nothing is fetched or decoded before (section 14, rule 21).
+pub(super) fn check_array_bytes(bytes: u64, features: u32, chunks: u32, at: u64) -> Result<(), RafsError> {
+    let entries = entries_bytes(features, chunks);
+    let is_possible = if features & CONTEXT_FEATURES == 0 {
+        bytes == entries
+    } else {
+        (entries..=limits::MAX_META_BYTES).contains(&bytes)
+    };
+    if is_possible {
+        return Ok(());
+    }
+    let reason = format!("{bytes}, its {chunks} entries have {entries}, at most {} are read", limits::MAX_META_BYTES);
+    Err(malformed("CI uncompressed size", at, reason))
 }
 
 fn location(blob: &BlobFacts) -> Result<&MetaLocation, RafsError> {
     blob.meta.as_ref().ok_or_else(|| malformed("blob meta", 0, format!("blob {} has none", blob.index)))
 }
 
-/// The range of the blob file that holds the compressed array and, as its last [`META_HEADER_BYTES`], the header.
+/// The range of the file [`MetaLocation::holder`] that holds the compressed array and, as its last
+/// [`META_HEADER_BYTES`], the header.
 ///
 /// # Errors
-/// A blob without metadata (v5), or a place that cannot be.
+/// A blob without metadata (v5, tarfs), or a place that cannot be.
 pub fn stored_range(blob: &BlobFacts) -> Result<Range<u64>, RafsError> {
     let meta = location(blob)?;
     let end = meta.offset.checked_add(meta.compressed_bytes).and_then(|end| end.checked_add(META_HEADER_BYTES));
@@ -86,7 +110,7 @@ pub fn stored_range(blob: &BlobFacts) -> Result<Range<u64>, RafsError> {
 /// Size of the cache file `<id>.blob.meta`: the decoded array padded to 4096, and the header.
 ///
 /// # Errors
-/// A blob without metadata (v5), or a size that cannot be.
+/// A blob without metadata (v5, tarfs), or a size that cannot be.
 pub fn cache_bytes(blob: &BlobFacts) -> Result<u64, RafsError> {
     let array = location(blob)?.uncompressed_bytes;
     align_up(array, 4096)
@@ -94,23 +118,28 @@ pub fn cache_bytes(blob: &BlobFacts) -> Result<u64, RafsError> {
         .ok_or_else(|| malformed("CI uncompressed size", 0, format!("{array} is out of range")))
 }
 
-/// Checks a header that was fetched, or that stands in a cache file, against the blob table (section 14, rule 21).
+/// Checks a header that was fetched and decrypted, or that stands in a cache file, against the blob table (section 14,
+/// rule 21).
 ///
 /// # Errors
 /// The field that disagrees; its offset is that in the header.
 pub fn check_header(header: &[u8], blob: &BlobFacts) -> Result<(), RafsError> {
+    read_header(header, blob).map(drop)
+}
+
+/// Reads and checks a header; where the contexts are, if the blob has any.
+fn read_header(header: &[u8], blob: &BlobFacts) -> Result<Contexts, RafsError> {
     let meta = location(blob)?;
     let header = Header::read_from_bytes(header)
         .map_err(|_| malformed("blob meta header", 0, format!("{} bytes instead of 4096", header.len())))?;
     if header.magic.get() != HEADER_MAGIC || header.magic_again.get() != HEADER_MAGIC {
         return Err(malformed("blob meta header magic", 0, format!("{:#x}, {:#x}", header.magic, header.magic_again)));
     }
-    let compressor = blob::compressor(header.compressor.get(), "blob meta header compression", 8)?;
-    if compressor != meta.compressor {
-        let reason = format!("{compressor:?}, blob table says {:?}", meta.compressor);
+    if blob::compressor(header.compressor.get()) != Some(meta.compressor) {
+        let reason = format!("{}, blob table says {:?}", header.compressor, meta.compressor);
         return Err(malformed("blob meta header compression", 8, reason));
     }
-    let rows: [(&'static str, u64, u64, u64); 6] = [
+    let rows: [(&'static str, u64, u64, u64); 5] = [
         (
             "blob meta header features",
             4,
@@ -121,14 +150,35 @@ pub fn check_header(header: &[u8], blob: &BlobFacts) -> Result<(), RafsError> {
         ("blob meta header CI offset", 16, header.offset.get(), meta.offset),
         ("blob meta header CI compressed size", 24, header.compressed_bytes.get(), meta.compressed_bytes),
         ("blob meta header CI uncompressed size", 32, header.uncompressed_bytes.get(), meta.uncompressed_bytes),
-        ("blob meta header contexts", 56, header.contexts.get().into(), 0),
     ];
     for (field, offset, found, expected) in rows {
         if found != expected {
             return Err(malformed(field, offset, format!("{found}, the blob table says {expected}")));
         }
     }
-    Ok(())
+    if blob.features & CONTEXT_FEATURES == 0 {
+        if header.contexts.get() != 0 {
+            let reason = format!("{}, the blob table knows of none", header.contexts);
+            return Err(malformed("blob meta header contexts", 56, reason));
+        }
+        return Ok(Contexts::none());
+    }
+    let entries = entries_bytes(blob.features, blob.chunk_count);
+    if header.contexts_offset.get() != entries {
+        let reason = format!("{}, the entries end at {entries}", header.contexts_offset);
+        return Err(malformed("blob meta header contexts offset", 40, reason));
+    }
+    let end = entries.checked_add(header.contexts_bytes.get());
+    let Some(end) = end.filter(|&end| end <= meta.uncompressed_bytes) else {
+        let reason = format!("{} behind {entries} bytes of entries", header.contexts_bytes);
+        return Err(malformed("blob meta header contexts size", 48, reason));
+    };
+    // Each context was begun for a chunk.
+    if header.contexts.get() > blob.chunk_count {
+        let reason = format!("{} for {} chunks", header.contexts, blob.chunk_count);
+        return Err(malformed("blob meta header contexts", 56, reason));
+    }
+    Contexts::new(entries..end, header.contexts.get())
 }
 
 /// The decoded chunk information array of one blob, used in place.
@@ -136,6 +186,7 @@ pub fn check_header(header: &[u8], blob: &BlobFacts) -> Result<(), RafsError> {
 pub struct BlobMeta {
     view: View,
     blob: BlobFacts,
+    contexts: Contexts,
 }
 
 impl BlobMeta {
@@ -144,27 +195,19 @@ impl BlobMeta {
     /// pass over it.
     ///
     /// # Errors
-    /// What disagrees, with its field and offset. [`RafsError::Unsupported`] for entries of other kinds of blobs.
+    /// What disagrees, with its field and offset.
     pub fn open(view: View, blob: &BlobFacts) -> Result<Self, RafsError> {
         let expected = cache_bytes(blob)?;
         if view.len() != expected {
             return Err(malformed("blob meta size", 0, format!("{} bytes instead of {expected}", view.len())));
         }
-        let array = array_bytes(blob.features, blob.chunk_count);
-        if location(blob)?.uncompressed_bytes != array {
-            return Err(malformed("CI uncompressed size", 0, format!("{array} bytes are needed")));
-        }
+        check_array_bytes(location(blob)?.uncompressed_bytes, blob.features, blob.chunk_count, 0)?;
         let header: [u8; META_HEADER_BYTES as usize] = view.array_at(expected.saturating_sub(META_HEADER_BYTES))?;
-        check_header(&header, blob)?;
-        let meta = Self { view, blob: blob.clone() };
-        let mut end = 0u64;
-        for chunk in 0..blob.chunk_count {
-            let facts = meta.chunk(chunk)?;
-            if facts.uncompressed_offset < end {
-                let reason = format!("chunk {chunk} overlaps the chunk before or is out of order");
-                return Err(malformed("CI uncompressed offset", meta.offset_of(chunk), reason));
-            }
-            end = facts.uncompressed_offset.saturating_add(facts.uncompressed_bytes.into());
+        let contexts = read_header(&header, blob)?;
+        let meta = Self { view, blob: blob.clone(), contexts };
+        meta.check_entries()?;
+        if blob.features & feature::ZRAN != 0 {
+            meta.contexts.check_zran(&meta.view, blob.data_bytes)?;
         }
         Ok(meta)
     }
@@ -185,208 +228,88 @@ impl BlobMeta {
         let at = self.offset_of(chunk);
         let facts = if self.blob.features & feature::CHUNK_INFO_V2 == 0 {
             let [plain, stored]: [U64; 2] = self.view.record_at(at)?;
-            decode_v1(plain.get(), stored.get())
+            entry::decode_v1(plain.get(), stored.get())
         } else {
-            let [plain, stored, data]: [U64; 3] = self.view.record_at(at)?;
-            decode_v2(plain.get(), stored.get(), data.get(), at)?
+            let entry = self.entry_v2(at)?;
+            entry.check_flags(&self.blob, at)?;
+            self.with_context(&entry, at)?
         };
         check_ranges(&facts, at, &self.blob)?;
         Ok(facts)
     }
 
-    fn offset_of(&self, chunk: u32) -> u64 {
-        entry_bytes(self.blob.features).saturating_mul(chunk.into())
-    }
-}
-
-/// `bits` of `value` from bit `shift`; at most 32 of them.
-#[inline]
-fn field<const SHIFT: u32, const BITS: u32>(value: u64) -> u32 {
-    const { assert!(BITS <= 32 && SHIFT < 64) };
-    let mask = const { ((1u64 << BITS).wrapping_sub(1)) as u32 };
-    (value >> SHIFT) as u32 & mask
-}
-
-/// An entry of 16 bytes (section 6.3). Sizes are at most 2^24, so nothing overflows.
-fn decode_v1(plain: u64, stored: u64) -> ChunkFacts {
-    let uncompressed_bytes = (field::<44, 20>(plain) | field::<8, 4>(plain) << 20).saturating_add(1);
-    let compressed_bytes = (field::<44, 20>(stored) | field::<40, 4>(stored) << 20).saturating_add(1);
-    ChunkFacts {
-        compressed_offset: stored & 0xff_ffff_ffff,
-        compressed_bytes,
-        uncompressed_offset: plain & 0xfff_ffff_f000,
-        uncompressed_bytes,
-        coding: if compressed_bytes == uncompressed_bytes { Coding::Plain } else { Coding::Compressed },
-        digest: None,
-        crc32c: None,
-    }
-}
-
-/// An entry of 24 bytes at `at` (section 6.4).
-fn decode_v2(plain: u64, stored: u64, data: u64, at: u64) -> Result<ChunkFacts, RafsError> {
-    let flags = plain >> 56;
-    if flags & (V2_ZRAN | V2_BATCH | V2_ENCRYPTED) != 0 {
-        return Err(RafsError::Unsupported("a chunk in a ZRan, batched or encrypted blob"));
-    }
-    if flags & !(V2_COMPRESSED | V2_HAS_CRC32C) != 0 {
-        return Err(malformed("CI flags", at, format!("unknown bits {flags:#x}")));
-    }
-    Ok(ChunkFacts {
-        compressed_offset: stored & 0xff_ffff_ffff,
-        compressed_bytes: field::<40, 24>(stored),
-        uncompressed_offset: u64::from(field::<0, 32>(plain)) << 12,
-        uncompressed_bytes: field::<32, 24>(plain).saturating_add(1),
-        coding: if flags & V2_COMPRESSED == 0 { Coding::Plain } else { Coding::Compressed },
-        digest: None,
-        crc32c: (flags & V2_HAS_CRC32C != 0).then_some(field::<0, 32>(data)),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use zerocopy::FromZeros;
-
-    use super::*;
-    use crate::rafs::facts::Compressor;
-    use crate::rafs::facts::Digester;
-
-    fn words<const N: usize>(text: &str) -> [u64; N] {
-        let bytes = hex::decode(text.replace(' ', "")).unwrap();
-        std::array::from_fn(|word| u64::from_le_bytes(bytes[word * 8..][..8].try_into().unwrap()))
-    }
-
-    fn blob_of(array: &[u8], features: u32, chunks: u32) -> BlobFacts {
-        BlobFacts {
-            index: 0,
-            id: "blob".to_owned(),
-            features,
-            chunk_count: chunks,
-            chunk_count_known: true,
-            chunk_bytes: 16 << 20,
-            uncompressed_bytes: 1 << 30,
-            compressed_bytes: 1 << 30,
-            data_bytes: 1 << 29,
-            compressor: Compressor::Zstd,
-            digester: Digester::Blake3,
-            meta: Some(MetaLocation {
-                holder: crate::rafs::facts::MetaHolder::Blob,
-                offset: 1 << 29,
-                compressed_bytes: 20,
-                uncompressed_bytes: array.len() as u64,
-                compressor: Compressor::Zstd,
-            }),
-            cipher: None,
-            prefetch_bytes: 0,
+    /// How decoding of the gzip file can begin for the chunks of context number `context` ([`Coding::Zran`]): a copy of
+    /// at most some 32 KiB.
+    ///
+    /// # Errors
+    /// A blob without such contexts, a number out of range, a lost map, a context that breaks the rules.
+    pub fn zran(&self, context: u32) -> Result<ZranContext, RafsError> {
+        if self.blob.features & feature::ZRAN == 0 {
+            return Err(malformed("ZRan context", 0, format!("blob {} has none", self.blob.index)));
         }
+        self.contexts.zran(&self.view, context, self.blob.data_bytes)
     }
 
-    fn file_of(array: &[u8], blob: &BlobFacts) -> Vec<u8> {
-        let meta = blob.meta.as_ref().unwrap();
-        let mut header = Header::new_zeroed();
-        header.magic = HEADER_MAGIC.into();
-        header.features = blob.features.into();
-        header.compressor = 3.into();
-        header.entries = blob.chunk_count.into();
-        header.offset = meta.offset.into();
-        header.compressed_bytes = meta.compressed_bytes.into();
-        header.uncompressed_bytes = meta.uncompressed_bytes.into();
-        header.magic_again = HEADER_MAGIC.into();
-        let mut file = array.to_vec();
-        file.resize(array.len().next_multiple_of(4096), 0);
-        file.extend_from_slice(header.as_bytes());
-        file
-    }
-
-    #[test]
-    fn entries_of_the_format_description_decode() {
-        let rows = [
-            ("00000000000000000000000000000000", (0, 1, 0, 1, false)),
-            ("0080020000100000 5225000000100000", (163_840, 2, 9554, 2, false)),
-            ("00e98a0100f0ffff b336210000f9ffff", (25_878_528, 10_485_760, 2_176_691, 10_485_760, false)),
-            ("00d9cb0200f0ffff ceebf10000804708", (46_911_488, 10_485_760, 15_854_542, 33_913, true)),
-        ];
-        for (text, expected) in rows {
-            let [plain, stored] = words(text);
-            let c = decode_v1(plain, stored);
-            let found = (
-                c.uncompressed_offset,
-                c.uncompressed_bytes,
-                c.compressed_offset,
-                c.compressed_bytes,
-                c.coding != Coding::Plain,
-            );
-            assert_eq!(found, expected, "{text}");
-        }
-        let [plain, stored, data] = words("0200000027230010 c700000000282300 0c173c4d00000000");
-        let expected = ChunkFacts {
-            compressed_offset: 199,
-            compressed_bytes: 9000,
-            uncompressed_offset: 8192,
-            uncompressed_bytes: 9000,
-            coding: Coding::Plain,
-            digest: None,
-            crc32c: Some(0x4d3c_170c),
+    /// The facts of an entry; those of a chunk that shares its stored bytes with others are completed from its context.
+    fn with_context(&self, entry: &EntryV2, at: u64) -> Result<ChunkFacts, RafsError> {
+        let (context, offset) = (entry.context, entry.offset);
+        let (stored, plain_bytes, coding) = if entry.is_zran() {
+            let stretch = self.contexts.stretch(&self.view, context, self.blob.data_bytes)?;
+            (stretch.stored, stretch.plain_bytes, Coding::Zran { context, offset })
+        } else if entry.is_batched() {
+            let batch = self.contexts.batch(&self.view, context)?;
+            let stored = (entry.facts.compressed_offset, batch.stored_bytes);
+            (stored, batch.plain_bytes, Coding::Batch { plain_bytes: batch.plain_bytes, offset })
+        } else {
+            return Ok(entry.facts);
         };
-        assert_eq!(decode_v2(plain, stored, data, 0).unwrap(), expected);
-        let [plain, stored, data] = words("0600000087130005 ef23000000000000 0300000001000000");
-        assert!(matches!(decode_v2(plain, stored, data, 0), Err(RafsError::Unsupported(_))));
-    }
-
-    #[test]
-    fn open_gives_the_entries_of_a_right_file() {
-        let array = hex::decode("000000000000000000000000000000000010000000100000 5225000000100000".replace(' ', ""));
-        let array = array.unwrap();
-        let blob = blob_of(&array, 0, 2);
-        let meta = BlobMeta::open(View::from_bytes(file_of(&array, &blob)), &blob).unwrap();
-        assert_eq!(meta.count(), 2);
-        assert_eq!(meta.chunk(1).unwrap().uncompressed_offset, 4096);
-        assert!(matches!(meta.chunk(2), Err(RafsError::Malformed { field: "chunk index", .. })));
-    }
-
-    #[test]
-    fn open_refuses_what_disagrees_with_the_blob_table() {
-        let array = [0; 16];
-        let blob = blob_of(&array, 0, 1);
-        let good = file_of(&array, &blob);
-        assert!(BlobMeta::open(View::from_bytes(good.clone()), &blob).is_ok());
-        for offset in [0, 4, 8, 12, 16, 24, 32, 56, 4092] {
-            let mut bad = good.clone();
-            bad[4096 + offset] ^= 4;
-            let outcome = BlobMeta::open(View::from_bytes(bad), &blob);
-            assert!(matches!(outcome, Err(RafsError::Malformed { .. })), "{offset}: {outcome:?}");
+        if offset.checked_add(entry.facts.uncompressed_bytes).is_none_or(|end| end > plain_bytes) {
+            let reason = format!("{} bytes at {offset} of {plain_bytes}", entry.facts.uncompressed_bytes);
+            return Err(malformed("CI offset in context", at, reason));
         }
-        let outcome = BlobMeta::open(View::from_bytes(good[..4096].to_vec()), &blob);
-        assert!(matches!(outcome, Err(RafsError::Malformed { field: "blob meta size", .. })));
+        Ok(ChunkFacts { compressed_offset: stored.0, compressed_bytes: stored.1, coding, ..entry.facts })
     }
 
-    #[test]
-    fn open_refuses_chunks_that_overlap_or_leave_the_blob() {
-        let overlapping = [0; 32];
-        let blob = blob_of(&overlapping, 0, 2);
-        let outcome = BlobMeta::open(View::from_bytes(file_of(&overlapping, &blob)), &blob);
-        assert!(matches!(outcome, Err(RafsError::Malformed { field: "CI uncompressed offset", .. })), "{outcome:?}");
-
-        let mut outside = [0; 16];
-        outside[8..13].copy_from_slice(&(1u64 << 29).to_le_bytes()[..5]);
-        let blob = blob_of(&outside, 0, 1);
-        let outcome = BlobMeta::open(View::from_bytes(file_of(&outside, &blob)), &blob);
-        assert!(matches!(outcome, Err(RafsError::Malformed { field: "chunk compressed offset", .. })), "{outcome:?}");
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn open_of_any_array_gives_chunks_inside_the_blob_or_an_error(
-            array in proptest::collection::vec(proptest::prelude::any::<u8>(), 48),
-            is_v2 in proptest::prelude::any::<bool>(),
-        ) {
-            let (features, chunks) = if is_v2 { (feature::CHUNK_INFO_V2, 2) } else { (0, 3) };
-            let blob = blob_of(&array, features, chunks);
-            if let Ok(meta) = BlobMeta::open(View::from_bytes(file_of(&array, &blob)), &blob) {
-                for chunk in 0..chunks {
-                    let facts = meta.chunk(chunk).unwrap();
-                    assert!(facts.compressed_offset + u64::from(facts.compressed_bytes) <= blob.data_bytes);
+    /// One pass over the entries: each is right by itself, they ascend without overlap, and those of one batch agree on
+    /// where it is.
+    fn check_entries(&self) -> Result<(), RafsError> {
+        const UNKNOWN: u64 = u64::MAX;
+        // One place for each batch; their number was compared with the array that holds them.
+        let batches = if self.blob.features & feature::BATCH == 0 { 0 } else { self.contexts.count() };
+        let mut places = vec![UNKNOWN; usize::try_from(batches).unwrap_or(usize::MAX)];
+        let mut end = 0u64;
+        for chunk in 0..self.blob.chunk_count {
+            let at = self.offset_of(chunk);
+            let facts = self.chunk(chunk)?;
+            if facts.uncompressed_offset < end {
+                let reason = format!("chunk {chunk} overlaps the chunk before or is out of order");
+                return Err(malformed("CI uncompressed offset", at, reason));
+            }
+            end = facts.uncompressed_offset.saturating_add(facts.uncompressed_bytes.into());
+            if matches!(facts.coding, Coding::Batch { .. }) {
+                let context = self.entry_v2(at)?.context;
+                let place = usize::try_from(context).ok().and_then(|context| places.get_mut(context));
+                let expected = place.map(|place| {
+                    if *place == UNKNOWN {
+                        *place = facts.compressed_offset;
+                    }
+                    *place
+                });
+                if expected != Some(facts.compressed_offset) {
+                    let reason = format!("chunk {chunk} does not find batch {context} where others do");
+                    return Err(malformed("CI compressed offset", at, reason));
                 }
             }
         }
+        Ok(())
+    }
+
+    fn entry_v2(&self, at: u64) -> Result<EntryV2, RafsError> {
+        let [plain, stored, data]: [U64; 3] = self.view.record_at(at)?;
+        Ok(EntryV2::decode(plain.get(), stored.get(), data.get()))
+    }
+
+    fn offset_of(&self, chunk: u32) -> u64 {
+        entry_bytes(self.blob.features).saturating_mul(chunk.into())
     }
 }

@@ -12,9 +12,12 @@ pub mod chunks;
 pub mod detect;
 pub mod entries;
 pub mod facts;
+mod grid;
 pub mod image;
 pub mod inode;
+pub mod listing;
 pub mod meta;
+mod place;
 #[cfg(test)]
 #[cfg(feature = "testing")]
 mod reference_tests;
@@ -27,6 +30,7 @@ mod tests;
 pub mod toc;
 mod v5;
 mod v6;
+pub mod version;
 
 use std::cmp::Ordering;
 
@@ -47,6 +51,16 @@ pub enum RafsError {
         offset: u64,
         /// What is wrong with it.
         reason: String,
+    },
+    /// A flag, version or algorithm that is not known here, or that no reader knows.
+    #[error("{what} of {subject} can be read by {readers}")]
+    Unknown {
+        /// The field, as the format document names it, and its value.
+        what: String,
+        /// The image, or the id of the blob that has it.
+        subject: String,
+        /// Which tools know it.
+        readers: &'static str,
     },
     /// A feature of the format that is not served yet.
     #[error("{0} is not supported yet")]
@@ -72,6 +86,17 @@ pub enum RafsError {
 #[cold]
 fn malformed(field: &'static str, offset: u64, reason: impl Into<String>) -> RafsError {
     RafsError::Malformed { field, offset, reason: reason.into() }
+}
+
+/// Readers of what came up after this reader was written.
+const NEWER_TOOLS: &str = "tools newer than nydus v2.4.4 only";
+/// Readers of what tools can write or have numbers for, and refuse to read.
+const NO_TOOLS: &str = "no tools of nydus up to v2.4.4";
+
+/// A value that only `readers` know.
+#[cold]
+fn unknown(what: impl Into<String>, subject: impl Into<String>, readers: &'static str) -> RafsError {
+    RafsError::Unknown { what: what.into(), subject: subject.into(), readers }
 }
 
 /// Chunks of a file of `size` bytes. `chunk_bytes` is a power of two, checked when the image was opened, which saves a

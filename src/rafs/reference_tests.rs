@@ -10,29 +10,33 @@ use smallvec::SmallVec;
 use super::RafsError;
 use super::detect::Content;
 use super::detect::detect;
+use super::facts::ChunkFacts;
+use super::facts::Coding;
 use super::facts::Compressor;
+use super::facts::Digester;
+use super::facts::MetaHolder;
 use super::facts::Piece;
 use super::facts::feature;
 use super::image::Image;
 use super::image::OpenOptions;
-use super::image::Version;
 use super::inode::InodeFacts;
 use super::inode::Kind;
 use super::meta;
 use super::meta::BlobMeta;
 use super::seek::Whence;
+use super::version::Version;
 use crate::sys::view::View;
 use crate::testing::manifest;
 use crate::testing::manifest::Entry;
 
-/// Folders whose images are refused, and a word of the feature that the refusal names.
-const UNSUPPORTED: [(&str, &str); 5] = [
-    ("v6-batch", "batch"),
-    ("v6-encrypted", "encryption"),
-    ("v6-tarfs", "tarfs"),
-    ("v6-zran", "ZRan"),
-    ("v6-zran-inline-toc", "ZRan"),
-];
+/// Folders of image modes that the reader knows, beside those that every part of the daemon serves.
+const MODES: [&str; 5] = ["v6-batch", "v6-encrypted", "v6-tarfs", "v6-zran", "v6-zran-inline-toc"];
+
+/// Every folder whose facts are compared.
+pub(super) fn folders() -> impl Iterator<Item = &'static str> {
+    let served = manifest::SERVED.into_iter();
+    served.clone().chain(MODES.into_iter().filter(move |mode| !served.clone().any(|name| name == *mode)))
+}
 
 fn map(path: &Path) -> View {
     let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -183,9 +187,16 @@ fn compare_plan(image: &Image, facts: &InodeFacts, name: &str) {
     let index = image.chunk_index().unwrap();
     for piece in &whole {
         let digest = index.digest(piece.blob, piece.chunk).unwrap();
-        assert!(digest.is_some(), "{name}: no digest of blob {} chunk {}", piece.blob, piece.chunk);
+        let is_tar = image.blobs()[piece.blob as usize].features & feature::TARFS != 0;
+        assert_eq!(digest.is_some(), !is_tar, "{name}: digest of blob {} chunk {}", piece.blob, piece.chunk);
         let chunk = index.chunk(piece.blob, piece.chunk).unwrap();
-        assert_eq!(chunk.is_some(), image.version() == Version::V5);
+        assert_eq!(chunk.is_some(), is_tar || image.version() == Version::V5);
+        if let (Some(chunk), true) = (chunk, is_tar) {
+            let end = chunk.uncompressed_offset + u64::from(chunk.uncompressed_bytes);
+            assert!(chunk.uncompressed_offset <= piece.offset && piece.offset + u64::from(piece.len) <= end, "{name}");
+            assert_eq!(index.seal(piece.blob, piece.chunk).unwrap(), None, "{name}");
+            continue;
+        }
         if let Some(chunk) = chunk {
             assert_eq!((chunk.uncompressed_offset, chunk.uncompressed_bytes), (piece.offset, piece.len), "{name}");
             assert_eq!(chunk.digest, digest);
@@ -204,7 +215,7 @@ fn compare_plan(image: &Image, facts: &InodeFacts, name: &str) {
 #[test]
 fn every_path_of_the_reference_images_matches_its_manifest() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in manifest::SERVED {
+    for name in folders() {
         let folder = images.join(name);
         let image = open(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(image.version(), if name.starts_with("v5") { Version::V5 } else { Version::V6 }, "{name}");
@@ -234,15 +245,35 @@ fn every_path_of_the_reference_images_matches_its_manifest() {
 }
 
 #[test]
-fn features_not_built_are_named_when_an_image_is_opened() {
+fn files_of_a_tarfs_image_are_ranges_of_the_tar() {
     let Some(images) = manifest::reference_images() else { return };
-    for (name, word) in UNSUPPORTED {
-        let outcome = open(&images.join(name)).err();
-        assert!(
-            matches!(outcome, Some(RafsError::Unsupported(feature)) if feature.contains(word)),
-            "{name}: {outcome:?}"
-        );
+    let folder = images.join("v6-tarfs");
+    let image = open(&folder).unwrap();
+    let blob = &image.blobs()[0];
+    assert_eq!((blob.features & feature::TARFS, &blob.meta, blob.chunk_count), (feature::TARFS, &None, 1));
+    assert_eq!((blob.data_bytes, blob.uncompressed_bytes), (522_240, 522_240));
+    let tar = map(&folder.join("blobs").join(&blob.id));
+    let mut files = 0;
+    for entry in manifest::read(&folder) {
+        let Some(expected) = entry.sha256 else { continue };
+        let names = entry.path.split(|&byte| byte == b'/').filter(|name| !name.is_empty());
+        let ino =
+            names.fold(image.root(), |dir, name| image.lookup(&image.inode(dir).unwrap(), name).unwrap().unwrap());
+        let facts = image.inode(ino).unwrap();
+        let mut pieces: SmallVec<[Piece; 8]> = SmallVec::new();
+        image.plan(&facts, 0..facts.size, &mut pieces).unwrap();
+        let mut hasher = sha2::Sha256::new();
+        for piece in pieces {
+            hasher.update(tar.vec_at(piece.offset, piece.len.into()).unwrap());
+        }
+        assert_eq!(<[u8; 32]>::from(hasher.finalize()), expected, "{}", String::from_utf8_lossy(&entry.path));
+        // Nothing tells of zeros without reading them.
+        if facts.size > 0 {
+            assert_eq!(image.seek(&facts, 0, Whence::Hole).unwrap(), Some(facts.size));
+            files += 1;
+        }
     }
+    assert!(files > 100, "{files} files");
 }
 
 #[test]
@@ -260,7 +291,7 @@ fn inlined_metadata_without_the_blob_id_is_refused() {
 #[test]
 fn prefetch_tables_lead_to_the_paths_they_were_made_for() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in manifest::SERVED {
+    for name in folders() {
         let image = open(&images.join(name)).unwrap();
         let prefetch = image.prefetch().unwrap();
         assert_eq!(prefetch.len(), if name.ends_with("prefetch-fs") { 3 } else { 0 }, "{name}");
@@ -306,6 +337,180 @@ fn blob_meta_left_by_upstream_agrees_with_the_bootstrap() {
     }
 }
 
+/// The table of blob 0, decoded from the file that holds it; the blob must not be encrypted.
+fn table(folder: &Path, image: &Image, holder: &str) -> BlobMeta {
+    let blob = &image.blobs()[0];
+    let location = blob.meta.as_ref().unwrap();
+    let file = map(&folder.join("blobs").join(holder));
+    let range = meta::stored_range(blob).unwrap();
+    let stored = file.vec_at(range.start, location.compressed_bytes).unwrap();
+    assert_eq!(location.compressor, Compressor::Zstd);
+    let mut content = zstd::bulk::decompress(&stored, location.uncompressed_bytes as usize).unwrap();
+    content.resize(content.len().next_multiple_of(4096), 0);
+    content.extend(file.vec_at(range.start + location.compressed_bytes, meta::META_HEADER_BYTES).unwrap());
+    BlobMeta::open(View::from_bytes(content), blob).unwrap()
+}
+
+/// Every chunk is where the bootstrap seals it, and has the digest sealed; `plain_of` decodes a unit of several chunks.
+fn compare_chunks(image: &Image, table: &BlobMeta, mut plain_of: impl FnMut(&ChunkFacts) -> (Vec<u8>, u32)) {
+    let blob = &image.blobs()[0];
+    let index = image.chunk_index().unwrap();
+    assert_eq!((index.len(), table.count()), (blob.chunk_count as usize, blob.chunk_count));
+    for chunk in 0..blob.chunk_count {
+        let facts = table.chunk(chunk).unwrap();
+        let seal = index.seal(0, chunk).unwrap().unwrap();
+        assert_eq!(
+            (facts.uncompressed_offset, facts.uncompressed_bytes),
+            (seal.uncompressed_offset, seal.uncompressed_bytes)
+        );
+        assert_eq!(index.chunk(0, chunk).unwrap(), None);
+        let (unit, offset) = plain_of(&facts);
+        let plain = &unit[offset as usize..][..facts.uncompressed_bytes as usize];
+        let digest = match blob.digester {
+            Digester::Blake3 => *blake3::hash(plain).as_bytes(),
+            Digester::Sha256 => sha2::Sha256::digest(plain).into(),
+        };
+        assert_eq!(digest, seal.digest, "chunk {chunk}");
+        if let Some(crc) = facts.crc32c {
+            assert_eq!(crc32c::crc32c(plain), crc, "chunk {chunk}");
+        }
+    }
+}
+
+#[test]
+fn batches_decode_to_their_chunks() {
+    let Some(images) = manifest::reference_images() else { return };
+    let folder = images.join("v6-batch");
+    let image = open(&folder).unwrap();
+    let blob = &image.blobs()[0];
+    assert_eq!(blob.meta.as_ref().unwrap().holder, MetaHolder::Blob);
+    let data = map(&folder.join("blobs").join(&blob.id));
+    let mut batched = 0;
+    compare_chunks(&image, &table(&folder, &image, &blob.id), |facts| {
+        let stored = data.vec_at(facts.compressed_offset, facts.compressed_bytes.into()).unwrap();
+        let inflate = |bytes: u32| zstd::bulk::decompress(&stored, bytes as usize).unwrap();
+        match facts.coding {
+            Coding::Plain => (stored, 0),
+            Coding::Compressed => (inflate(facts.uncompressed_bytes), 0),
+            Coding::Batch { plain_bytes, offset } => {
+                batched += 1;
+                (if facts.compressed_bytes == plain_bytes { stored } else { inflate(plain_bytes) }, offset)
+            }
+            Coding::Zran { .. } => panic!("{facts:?}"),
+        }
+    });
+    assert!(batched > 50, "{batched} chunks are batched");
+}
+
+#[test]
+fn zran_tables_are_found_and_their_chunks_lie_in_the_contexts() {
+    let Some(images) = manifest::reference_images() else { return };
+    let holder = "ce64920f98fabc66f5a727d2d2a00ea39d7f5ce86515915926a4dbcb441b637a";
+    let inlined = "7a4717eaac73be65f2e3e3a5b6217c9383ae28e2e0c967197f0db80c3ead5507";
+    for (name, holder, file) in [
+        ("v6-zran", MetaHolder::Other(holder.to_owned()), holder),
+        ("v6-zran-inline-toc", MetaHolder::Bootstrap, inlined),
+    ] {
+        let folder = images.join(name);
+        let image = open(&folder).unwrap();
+        let blob = &image.blobs()[0];
+        assert_eq!(blob.meta.as_ref().unwrap().holder, holder, "{name}");
+        assert_eq!((blob.compressed_bytes, blob.data_bytes, blob.chunk_count), (71_886, 71_886, 104), "{name}");
+        let layer = map(&folder.join("blobs").join(&blob.id));
+        let table = table(&folder, &image, file);
+        let tar = {
+            let mut tar = Vec::new();
+            let mut gzip =
+                flate2::bufread::MultiGzDecoder::new(std::io::Cursor::new(layer.vec_at(0, layer.len()).unwrap()));
+            std::io::Read::read_to_end(&mut gzip, &mut tar).unwrap();
+            tar
+        };
+        // The contexts follow one another, so the first of them tells where all of them are in the tar.
+        let mut starts = BTreeMap::new();
+        let mut start = 0;
+        for number in 0..u32::MAX {
+            let Ok(context) = table.zran(number) else { break };
+            starts.insert(number, (start, context.plain_bytes));
+            start += context.plain_bytes as usize;
+        }
+        assert!(!starts.is_empty(), "{name}");
+        compare_chunks(&image, &table, |facts| match facts.coding {
+            Coding::Zran { context, offset } => {
+                let (start, bytes) = starts[&context];
+                (tar[start..(start + bytes as usize).min(tar.len())].to_vec(), offset)
+            }
+            _ => panic!("{facts:?}"),
+        });
+    }
+}
+
+#[test]
+fn v5_image_without_extended_blob_table_is_the_same_but_for_what_no_file_needs() {
+    let Some(images) = manifest::reference_images() else { return };
+    for name in ["v5-lz4-blake3", "v5-two-layers", "v5-zstd-sha256-4k"] {
+        let folder = images.join(name);
+        let whole = open(&folder).unwrap();
+        let mut bytes = std::fs::read(folder.join("bootstrap")).unwrap();
+        bytes[68..80].fill(0);
+        let image = Image::open(View::from_bytes(bytes), &OpenOptions { placeholder_id: None }).unwrap();
+        for (blob, stated) in image.blobs().iter().zip(whole.blobs()) {
+            assert_eq!(blob.id, stated.id, "{name}");
+            assert!(0 < blob.chunk_count && blob.chunk_count <= stated.chunk_count, "{name}: {blob:?}");
+            assert!(0 < blob.data_bytes && blob.data_bytes <= stated.data_bytes, "{name}: {blob:?}");
+            assert!(blob.uncompressed_bytes <= stated.uncompressed_bytes, "{name}: {blob:?}");
+        }
+        if name == "v5-lz4-blake3" {
+            let (blob, stated) = (&image.blobs()[0], &whole.blobs()[0]);
+            assert_eq!(
+                (blob.chunk_count, blob.data_bytes, blob.uncompressed_bytes),
+                (stated.chunk_count, stated.data_bytes, stated.uncompressed_bytes)
+            );
+        }
+        let paths: Vec<_> = manifest::read(&folder);
+        let root = image.inode(image.root()).unwrap();
+        let mut found = BTreeMap::from([(b"/".to_vec(), image.root())]);
+        list(&image, b"", &root, image.root(), &mut found);
+        for entry in &paths {
+            compare(&image, found[&entry.path], entry, name);
+        }
+        image.verify_tree().unwrap();
+        super::check::walk(&image).unwrap();
+        // Numbers may differ, what they stand for may not.
+        let (index, stated) = (image.chunk_index().unwrap(), whole.chunk_index().unwrap());
+        assert_eq!(index.len(), stated.len());
+        for ino in found.into_values() {
+            let facts = image.inode(ino).unwrap();
+            if facts.kind != Kind::Regular {
+                continue;
+            }
+            let (mut pieces, mut expected): (SmallVec<[Piece; 8]>, SmallVec<[Piece; 8]>) = Default::default();
+            image.plan(&facts, 0..facts.size, &mut pieces).unwrap();
+            whole.plan(&whole.inode(ino).unwrap(), 0..facts.size, &mut expected).unwrap();
+            assert_eq!(pieces.len(), expected.len());
+            for (piece, expected) in pieces.iter().zip(&expected) {
+                assert_eq!((piece.blob, piece.offset, piece.len), (expected.blob, expected.offset, expected.len));
+                assert_eq!(
+                    index.chunk(piece.blob, piece.chunk).unwrap(),
+                    stated.chunk(expected.blob, expected.chunk).unwrap()
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn key_of_an_encrypted_blob_is_read_and_not_shown() {
+    let Some(images) = manifest::reference_images() else { return };
+    let folder = images.join("v6-encrypted");
+    let image = open(&folder).unwrap();
+    let cipher = image.blobs()[0].cipher.as_ref().unwrap();
+    let bootstrap = std::fs::read(folder.join("bootstrap")).unwrap();
+    assert_eq!((&bootstrap[4096 + 168..][..32], &bootstrap[4096 + 200..][..16]), (&cipher.key[..], &cipher.iv[..]));
+    let shown = format!("{image:?}");
+    assert!(!shown.contains(&format!("{:?}", &cipher.key[..4]).replace(['[', ']'], "")), "{shown}");
+    assert!(!shown.contains(&hex::encode(cipher.key)));
+}
+
 #[test]
 fn chunk_facts_of_v5_find_the_stored_bytes() {
     let Some(images) = manifest::reference_images() else { return };
@@ -329,7 +534,7 @@ fn chunk_facts_of_v5_find_the_stored_bytes() {
 #[test]
 fn walk_finds_no_fault_in_the_reference_images() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in manifest::SERVED {
+    for name in folders() {
         let image = open(&images.join(name)).unwrap();
         let seen = super::check::walk(&image).unwrap_or_else(|error| panic!("{name}: {error}"));
         let entries = manifest::read(&images.join(name));

@@ -8,12 +8,14 @@ use zerocopy::Unaligned;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
+use super::NO_TOOLS;
 use super::RafsError;
 use super::facts::Compressor;
 use super::facts::Digest;
 use super::malformed;
 use super::part;
 use super::tar;
+use super::unknown;
 use crate::limits;
 use crate::sys::view::View;
 
@@ -63,7 +65,7 @@ struct RawEntry {
 /// The bootstrap that is inlined in the blob `file`, a whole file; `None` when its tail shows no such section.
 ///
 /// # Errors
-/// [`RafsError::Malformed`] for a tail that is broken (section 14, rule 22); [`RafsError::Unsupported`] for a bootstrap
+/// [`RafsError::Malformed`] for a tail that is broken (section 14, rule 22); [`RafsError::Unknown`] for a bootstrap
 /// compressed with lz4, which no reader accepts; a lost map.
 pub fn find_bootstrap(file: &View) -> Result<Option<Section>, RafsError> {
     let Some(last) = tar::before(file, file.len())? else { return Ok(None) };
@@ -98,7 +100,7 @@ fn find_in_toc(file: &View, start: u64, bytes: u64) -> Result<Option<Section>, R
         let compressor = match entry.flags.get() {
             1 => Compressor::None,
             2 => Compressor::Zstd,
-            4 => return Err(RafsError::Unsupported("a bootstrap compressed with lz4 inside a blob")),
+            4 => return Err(unknown("TOC entry flags 4 (lz4)", "the inlined bootstrap", NO_TOOLS)),
             flags => return Err(malformed("TOC entry flags", at, format!("{flags:#x}"))),
         };
         let section = Section {
@@ -171,7 +173,7 @@ mod tests {
             assert!(matches!(outcome, Err(RafsError::Malformed { .. })), "{flags} {bytes}: {outcome:?}");
         }
         let outcome = find_bootstrap(&View::from_bytes(with_toc(4, 300)));
-        assert!(matches!(outcome, Err(RafsError::Unsupported(_))), "{outcome:?}");
+        assert!(matches!(outcome, Err(RafsError::Unknown { .. })), "{outcome:?}");
         for (name, bytes) in [("image.boot", 1001), ("rafs.blob.toc", 127), ("rafs.blob.toc", 1 << 30)] {
             let mut file = vec![7u8; 1000];
             file.extend_from_slice(&tar::header(name, bytes));

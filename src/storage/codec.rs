@@ -3,6 +3,14 @@
 //! The exact length is part of every question: a decoder that yields less, more, or leaves input over is an error
 //! (format, sections 5.1 and 14.10). Knows nothing of blobs, files or threads; decoders that are expensive to make are
 //! kept per thread.
+//!
+//! - [`mod@unit`]: several chunks that are stored as one piece;
+//! - [`inflate`]: stretches of gzip files; [`sealed`], [`xts`]: encrypted pieces.
+
+pub mod inflate;
+pub mod sealed;
+pub mod unit;
+pub mod xts;
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -11,6 +19,8 @@ use sha2::Digest as _;
 use zstd::bulk::Decompressor;
 use zstd::zstd_safe;
 
+pub use self::sealed::Sealing;
+use self::sealed::without_padding;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digest;
 use crate::rafs::facts::Digester;
@@ -39,6 +49,20 @@ pub enum CodecError {
     /// The checksum differs.
     #[error("the CRC-32C does not match")]
     Crc,
+    /// No encrypted piece is so short.
+    #[error("an encrypted piece of {0} bytes is shorter than one block of the cipher")]
+    Unit(usize),
+}
+
+/// Whether stored bytes, decrypted where that is needed, are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// They are not.
+    Plain,
+    /// They are.
+    Compressed,
+    /// They are, unless their length is that of the plain bytes: batches (format, section 6.5).
+    ByLength,
 }
 
 thread_local! {
@@ -63,6 +87,53 @@ pub fn decode(compressor: Compressor, stored: &[u8], out: &mut [u8]) -> Result<(
         Compressor::Gzip => gzip_member(stored, out)?,
     };
     if actual == out.len() { Ok(()) } else { Err(CodecError::Length { expected: out.len(), actual }) }
+}
+
+/// As [`decode`], for stored bytes in any form. `stored` is decrypted; `sealing` tells whether it was encrypted, and may
+/// have been padded for that.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_form(
+    compressor: Compressor,
+    form: Form,
+    stored: &[u8],
+    sealing: Option<&Sealing>,
+    out: &mut [u8],
+) -> Result<(), CodecError> {
+    let short = sealing.and_then(|_| without_padding(stored));
+    if form != Form::Compressed {
+        // The length tells padding from data that looks like it.
+        let plain = [Some(stored), short].into_iter().flatten().find(|bytes| bytes.len() == out.len());
+        match (plain, form) {
+            (Some(plain), _) => {
+                out.copy_from_slice(plain);
+                return Ok(());
+            }
+            (None, Form::Plain) => return Err(CodecError::Length { expected: out.len(), actual: stored.len() }),
+            (None, _) => {}
+        }
+    }
+    match short.map(|short| decode(compressor, short, out)) {
+        Some(Ok(())) => Ok(()),
+        Some(Err(_)) | None => decode(compressor, stored, out),
+    }
+}
+
+/// `stored`, decrypted into `scratch` if it is encrypted.
+///
+/// # Errors
+/// [`CodecError::Unit`].
+pub fn open_piece<'a>(
+    sealing: Option<&Sealing>,
+    stored: &'a [u8],
+    scratch: &'a mut Vec<u8>,
+) -> Result<&'a [u8], CodecError> {
+    let Some(sealing) = sealing else { return Ok(stored) };
+    scratch.clear();
+    scratch.extend_from_slice(stored);
+    sealing.open(scratch)?;
+    Ok(scratch)
 }
 
 /// LZ4 has neither length nor end mark: the decoder itself refuses input that is left over or does not fit.
@@ -137,102 +208,4 @@ pub fn verify(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const ALL: [Compressor; 4] = [Compressor::None, Compressor::Lz4Block, Compressor::Gzip, Compressor::Zstd];
-
-    fn encode(compressor: Compressor, plain: &[u8]) -> Vec<u8> {
-        match compressor {
-            Compressor::None => plain.to_vec(),
-            Compressor::Lz4Block => lz4::block::compress(plain, None, false).unwrap(),
-            Compressor::Zstd => zstd::bulk::compress(plain, 3).unwrap(),
-            Compressor::Gzip => {
-                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-                encoder.write_all(plain).unwrap();
-                encoder.finish().unwrap()
-            }
-        }
-    }
-
-    fn sample(len: usize) -> Vec<u8> {
-        (0..len).map(|i| ((i * i) >> 7) as u8).collect()
-    }
-
-    #[test]
-    fn every_codec_round_trips_and_demands_the_exact_length() {
-        for compressor in ALL {
-            for len in [1usize, 15, 4096, 70_000] {
-                let plain = sample(len);
-                let stored = encode(compressor, &plain);
-                let mut out = vec![0; len];
-                decode(compressor, &stored, &mut out).unwrap();
-                assert_eq!(out, plain, "{compressor:?} {len}");
-                for wrong in [len - 1, len + 1, len * 2 + 7] {
-                    let mut out = vec![0; wrong];
-                    assert!(decode(compressor, &stored, &mut out).is_err(), "{compressor:?} {len} as {wrong}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn trailing_truncated_and_empty_input_is_refused() {
-        for compressor in [Compressor::Lz4Block, Compressor::Gzip, Compressor::Zstd] {
-            let plain = sample(5000);
-            let stored = encode(compressor, &plain);
-            let mut out = vec![0; plain.len()];
-            for extra in [&b"x"[..], &stored[..]] {
-                let long = [&stored[..], extra].concat();
-                assert!(decode(compressor, &long, &mut out).is_err(), "{compressor:?} with {} more", extra.len());
-            }
-            for keep in [0, 1, stored.len() / 2, stored.len() - 1] {
-                assert!(decode(compressor, &stored[..keep], &mut out).is_err(), "{compressor:?} cut to {keep}");
-            }
-        }
-    }
-
-    #[test]
-    fn verify_prefers_the_digest_and_falls_back_to_the_crc() {
-        let plain = sample(1000);
-        let crc = crc32c::crc32c(&plain);
-        for digester in [Digester::Blake3, Digester::Sha256] {
-            let right = digest(digester, &plain);
-            let wrong = digest(digester, b"other");
-            assert_eq!(verify(digester, Some(right), None, &plain), Ok(()));
-            assert_eq!(verify(digester, Some(wrong), Some(crc), &plain), Err(CodecError::Digest));
-            assert_eq!(verify(digester, None, Some(crc), &plain), Ok(()));
-            assert_eq!(verify(digester, None, Some(crc ^ 1), &plain), Err(CodecError::Crc));
-            assert_eq!(verify(digester, None, None, &plain), Ok(()));
-        }
-        assert_eq!(crc32c::crc32c(b"123456789"), 0xE306_9283, "the published check value of CRC-32C");
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_input_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..300), len in 0usize..600) {
-            for compressor in ALL {
-                let _ = decode(compressor, &bytes, &mut vec![0; len]);
-            }
-        }
-
-        #[test]
-        fn flipped_bytes_never_pass_the_digest(at in 0usize..4000, flip in 1u8..) {
-            let plain = sample(4000);
-            let right = digest(Digester::Blake3, &plain);
-            for compressor in ALL {
-                let mut stored = encode(compressor, &plain);
-                let at = at % stored.len();
-                stored[at] ^= flip;
-                let mut out = vec![0; plain.len()];
-                if decode(compressor, &stored, &mut out).is_ok() && out != plain {
-                    prop_assert_eq!(verify(Digester::Blake3, Some(right), None, &out), Err(CodecError::Digest));
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -6,11 +6,12 @@
 //! - [`store`]: what the file systems use;
 //! - [`cache`]: files in the cache directory, shared with other processes and in upstream's format;
 //! - [`backend`]: where blobs come from; [`codec`]: stored bytes to plain ones;
-//! - [`pool`]: the only threads of this room.
+//! - [`pool`]: the only threads of this room; [`steps`]: where a fill can be cut short.
 
 pub mod backend;
 pub mod cache;
 pub mod codec;
 pub mod pool;
+pub mod steps;
 pub mod store;
 pub mod sync;

@@ -16,8 +16,6 @@ use std::collections::BinaryHeap;
 use std::collections::VecDeque;
 use std::io;
 use std::panic::AssertUnwindSafe;
-use std::thread;
-use std::thread::JoinHandle;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -25,7 +23,12 @@ use super::sync::Arc;
 use super::sync::Condvar;
 use super::sync::Mutex;
 use super::sync::PoisonError;
+use super::sync::join_until;
 use super::sync::lock;
+use super::sync::now;
+use super::sync::thread;
+use super::sync::thread::JoinHandle;
+use super::sync::wait_until;
 use crate::limits::MIN_POOL_THREADS;
 use crate::limits::POOL_REST;
 use crate::limits::URGENT_JOBS_IN_A_ROW;
@@ -143,7 +146,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::new`].
     pub fn with_processors() -> io::Result<Arc<Self>> {
-        Self::new(thread::available_parallelism().map_or(1, std::num::NonZero::get).max(MIN_POOL_THREADS))
+        Self::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(MIN_POOL_THREADS))
     }
 
     /// Queues `job`. Never blocks. After [`Pool::shutdown`] the job is dropped.
@@ -178,7 +181,7 @@ impl Pool {
             } else {
                 queues.serial = queues.serial.wrapping_add(1);
                 let serial = queues.serial;
-                queues.timers.push(Reverse(Timer { at: Instant::now() + delay, serial, job }));
+                queues.timers.push(Reverse(Timer { at: now() + delay, serial, job }));
                 None
             }
         };
@@ -198,19 +201,14 @@ impl Pool {
         // Outside the lock: dropping a job may complete reads.
         drop(dropped);
         self.shared.wake.notify_all();
-        let until = Instant::now() + patience;
+        let until = now() + patience;
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // The last owner of a pool may be one of its jobs: a thread cannot wait for itself.
             if thread.thread().id() == thread::current().id() {
                 continue;
             }
-            while !thread.is_finished() && Instant::now() < until {
-                thread::sleep(Duration::from_millis(1));
-            }
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
+            join_until(thread, until);
         }
     }
 }
@@ -251,14 +249,14 @@ fn work(shared: &Shared) {
 
 /// The next job; `None` when the pool is closed.
 fn next(shared: &Shared) -> Option<Job> {
-    let rest_at = LITTER.with_borrow(|litter| !litter.is_empty()).then(|| Instant::now() + POOL_REST);
+    let rest_at = LITTER.with_borrow(|litter| !litter.is_empty()).then(|| now() + POOL_REST);
     let mut queues = lock(&shared.queues);
     loop {
         if queues.closed {
             return None;
         }
-        let now = Instant::now();
-        let due = match queues.take(now) {
+        let time = now();
+        let due = match queues.take(time) {
             Ok(job) => {
                 // Whoever was woken for one job may have found another that came due meanwhile.
                 if queues.has_jobs() {
@@ -268,14 +266,11 @@ fn next(shared: &Shared) -> Option<Job> {
             }
             Err(due) => due,
         };
-        if rest_at.is_some_and(|at| at <= now) {
+        if rest_at.is_some_and(|at| at <= time) {
             return Some(Box::new(tidy));
         }
         queues = match due.into_iter().chain(rest_at).min() {
-            Some(at) => {
-                let waited = shared.wake.wait_timeout(queues, at.saturating_duration_since(now));
-                waited.unwrap_or_else(PoisonError::into_inner).0
-            }
+            Some(at) => wait_until(&shared.wake, &shared.queues, queues, at),
             None => shared.wake.wait(queues).unwrap_or_else(PoisonError::into_inner),
         };
     }

@@ -1,18 +1,19 @@
-//! The one door to `std::sync`: a model checker's types can be put here without touching the state machines.
+//! Locks, atomics, threads and the clock of this room: those of [`crate::sys::sync`], so that a model checker can stand
+//! behind them.
 
-pub use std::sync::Arc;
-pub use std::sync::Condvar;
-pub use std::sync::Mutex;
-pub use std::sync::MutexGuard;
-pub use std::sync::OnceLock;
-pub use std::sync::PoisonError;
-pub use std::sync::Weak;
-pub use std::sync::atomic::AtomicBool;
-pub use std::sync::atomic::AtomicU64;
-pub use std::sync::atomic::Ordering;
-
-/// Locks `mutex`. A panic of another holder is not ours: every critical section here leaves its data consistent at
-/// each step, so a poisoned lock is used on.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+pub use crate::sys::sync::Arc;
+pub use crate::sys::sync::AtomicBool;
+pub use crate::sys::sync::AtomicU64;
+pub use crate::sys::sync::Condvar;
+pub use crate::sys::sync::Mutex;
+pub use crate::sys::sync::MutexGuard;
+pub use crate::sys::sync::OnceLock;
+pub use crate::sys::sync::Ordering;
+pub use crate::sys::sync::PoisonError;
+pub use crate::sys::sync::Weak;
+pub use crate::sys::sync::join_until;
+pub use crate::sys::sync::lock;
+pub use crate::sys::sync::mpsc;
+pub use crate::sys::sync::now;
+pub use crate::sys::sync::thread;
+pub use crate::sys::sync::wait_until;

@@ -15,4 +15,5 @@ pub mod lock;
 pub mod machine;
 pub mod signals;
 pub mod sink;
+pub mod sync;
 pub mod view;

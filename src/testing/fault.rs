@@ -29,6 +29,11 @@ impl MemoryBackend {
     pub fn put(&self, id: &str, bytes: Vec<u8>) {
         lock(&self.blobs).insert(id.to_owned(), Arc::new(bytes));
     }
+
+    /// What blob `id` holds; nothing where there is none.
+    pub fn get(&self, id: &str) -> Vec<u8> {
+        lock(&self.blobs).get(id).map(|bytes| bytes.to_vec()).unwrap_or_default()
+    }
 }
 
 impl Backend for MemoryBackend {

@@ -20,7 +20,9 @@ use super::lane::Lane;
 use super::lane::LaneOptions;
 use super::lane::Mode;
 use super::lane::Reply;
+use super::memory::Backing;
 use super::memory::GuestMemory;
+use super::memory::HUGE_PAGE_BYTES;
 use super::orders::Order;
 use super::orders::Start;
 use super::orders::Vmm;
@@ -30,6 +32,8 @@ use super::vmm::feature;
 pub const RINGS: usize = 0;
 /// Region of guest memory with the slots of requests: a test can take it away from the daemon.
 pub const SLOTS: usize = 1;
+/// Region that the guest of [`GuestOptions::spare_bytes`] has beside: not told to the daemon, and used by tests only.
+pub const SPARE: usize = 2;
 
 /// What a fake guest is like.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +56,12 @@ pub struct GuestOptions {
     pub reply_bytes: u32,
     /// Bytes of a segment of the paged part of a reply.
     pub segment_bytes: u32,
+    /// What its memory is made of.
+    pub backing: Backing,
+    /// Bytes of region [`SPARE`], a multiple of 2 MiB.
+    pub spare_bytes: u64,
+    /// What [`SPARE`] is made of.
+    pub spare_backing: Backing,
 }
 
 impl GuestOptions {
@@ -66,6 +76,9 @@ impl GuestOptions {
         depth: 16,
         reply_bytes: 1 << 20,
         segment_bytes: 4096,
+        backing: Backing::Pages,
+        spare_bytes: 0,
+        spare_backing: Backing::Pages,
     };
 
     /// Virtio features that the guest's driver takes.
@@ -113,7 +126,7 @@ impl Guest {
     /// What the daemon refuses or fails to do.
     pub fn connect(socket: &Path, options: &GuestOptions) -> Result<Self, HarnessError> {
         let rings = options.request_queues + 1;
-        let memory = Arc::new(GuestMemory::new(&Self::layout(options))?);
+        let memory = Arc::new(GuestMemory::backed(&Self::layout(options))?);
         let vmm = Vmm::connect(socket, options.order, Arc::clone(&memory), rings)?;
         let lane = |ring: u16| {
             let segments = options.reply_bytes.div_ceil(options.segment_bytes) as u16;
@@ -141,14 +154,20 @@ impl Guest {
         Ok(Self { options: *options, socket: socket.to_path_buf(), memory, vmm, lanes })
     }
 
-    fn layout(options: &GuestOptions) -> [(u64, u64); 2] {
+    fn layout(options: &GuestOptions) -> Vec<(u64, u64, Backing)> {
         let rings = u64::from(options.request_queues) + 1;
         let entries = u64::from(options.reply_bytes.div_ceil(options.segment_bytes)) + 8;
         let ring_bytes = u64::from(options.ring_size) * (16 * entries + 16 + 16) + (64 << 10);
         let slot_bytes = u64::from(REQUEST_BYTES) + 8192 + u64::from(options.reply_bytes);
         let slots = rings * options.depth as u64 * slot_bytes + SCRATCH_BYTES;
         // Two regions with a hole between, as on a PC with memory above 4 GiB.
-        [(0, (rings * ring_bytes).next_multiple_of(2 << 20)), (1 << 32, slots.next_multiple_of(2 << 20))]
+        let whole = |bytes: u64| bytes.next_multiple_of(HUGE_PAGE_BYTES);
+        let mut layout =
+            vec![(0, whole(rings * ring_bytes), options.backing), (1 << 32, whole(slots), options.backing)];
+        if options.spare_bytes > 0 {
+            layout.push((1 << 40, options.spare_bytes, options.spare_backing));
+        }
+        layout
     }
 
     /// Starts `rings` (all, if empty) as the VMM does at DRIVER_OK, from where the driver's indices stand.
@@ -192,12 +211,14 @@ impl Guest {
         (0..self.lanes.len() as u16).collect()
     }
 
-    /// Resets the guest without a word to the file system: rings stopped, made new, started; no FUSE session.
+    /// Resets the guest without a word to the file system: rings stopped as the VMM does it, made new, started; no FUSE
+    /// session.
     ///
     /// # Errors
     /// What the daemon refuses or fails to do.
     pub fn reboot(&mut self) -> Result<(), HarnessError> {
-        self.stop()?;
+        let rings = self.rings();
+        self.vmm.reset(&rings)?;
         self.forget_rings();
         self.start_rings(&[])
     }

@@ -20,11 +20,8 @@ pub struct TestImage {
     pub folder: PathBuf,
 }
 
-/// Parts of names of reference images whose features are not served yet.
-const NOT_SERVED: [&str; 4] = ["batch", "zran", "encrypted", "tarfs"];
-
 impl TestImage {
-    /// All reference images that are to be served; `None`, with a word, when there are none on this machine.
+    /// All reference images; `None`, with a word, when there are none on this machine.
     ///
     /// # Panics
     /// When the folder of the reference images is named but incomplete.
@@ -38,7 +35,7 @@ impl TestImage {
         folders.sort();
         let images: Vec<_> = folders.into_iter().map(Self::reference).collect();
         assert!(images.len() >= 25, "{} has {} images only", root.display(), images.len());
-        Some(images.into_iter().filter(|i| !NOT_SERVED.iter().any(|part| i.name.contains(part))).collect())
+        Some(images)
     }
 
     /// The reference image called `name`; `None`, with a word, when there is none on this machine.

@@ -22,6 +22,25 @@ use super::error::HarnessError;
 /// What a user address is above its guest-physical address. Arbitrary: the daemon must translate by its table.
 pub const USER_OFFSET: u64 = 0x7f00_0000_0000;
 
+/// What a region is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backing {
+    /// A memfd of ordinary pages.
+    Pages,
+    /// A memfd of huge pages of 2 MiB. They are taken when they are touched, and whoever touches one that is not to be
+    /// had gets SIGBUS, as with a VMM that does not set them aside beforehand.
+    HugePages,
+}
+
+/// Bytes of a huge page of [`Backing::HugePages`].
+pub const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+/// Huge pages of 2 MiB that nobody has taken; `None` where the machine has none of that size.
+pub fn free_huge_pages() -> Option<u64> {
+    let text = std::fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages").ok()?;
+    text.trim().parse().ok()
+}
+
 /// One region of guest memory, a memfd of its own.
 #[derive(Debug)]
 pub struct Region {
@@ -64,9 +83,21 @@ impl GuestMemory {
     /// # Errors
     /// What making and mapping the memory files answers.
     pub fn new(layout: &[(u64, u64)]) -> Result<Self, HarnessError> {
-        let region = |&(start, size): &(u64, u64)| {
-            let fd = rustix::fs::memfd_create("guest", MemfdFlags::CLOEXEC)
-                .map_err(|e| HarnessError::io("make guest memory", e))?;
+        let backed: Vec<_> = layout.iter().map(|(start, size)| (*start, *size, Backing::Pages)).collect();
+        Self::backed(&backed)
+    }
+
+    /// Memory with a region for each (start, size, backing) of `layout`.
+    ///
+    /// # Errors
+    /// What making and mapping the memory files answers.
+    pub fn backed(layout: &[(u64, u64, Backing)]) -> Result<Self, HarnessError> {
+        let region = |&(start, size, backing): &(u64, u64, Backing)| {
+            let flags = match backing {
+                Backing::Pages => MemfdFlags::CLOEXEC,
+                Backing::HugePages => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+            };
+            let fd = rustix::fs::memfd_create("guest", flags).map_err(|e| HarnessError::io("make guest memory", e))?;
             rustix::fs::ftruncate(&fd, size).map_err(|e| HarnessError::io("size guest memory", e))?;
             let bytes = usize::try_from(size).map_err(|_| HarnessError::Misuse(format!("region of {size} bytes")))?;
             let map = MmapRegion::from_file(FileOffset::new(File::from(fd), 0), bytes)

@@ -4,8 +4,9 @@
 //! [`lane`] (FUSE requests over a ring, every completion checked), [`fuse_client`] (the bytes of requests and replies),
 //! [`vmm`] (vhost-user messages), [`orders`] (in which order each VMM sends them), [`guest`] (all of it), [`tree`] (a
 //! whole mount compared with a [`manifest`]). It knows a daemon by its socket, or as a [`process`], only; so it drives
-//! any vhost-user-fs daemon, ours or a peer's.
+//! any vhost-user-fs daemon, ours or a peer's. [`room`] is ours in this very process, over a [`fault`] backend.
 
+pub mod deflate;
 pub mod driver;
 pub mod error;
 pub mod fault;
@@ -21,6 +22,8 @@ pub mod memory;
 pub mod orders;
 pub mod process;
 pub mod readback;
+pub mod reference_layer;
+pub mod room;
 pub mod snapshot;
 pub mod tree;
 pub mod vmm;

@@ -1,7 +1,23 @@
-//! The orders in which VMMs set a vhost-user-fs device up, start it and stop it.
+//! The orders in which VMMs set a vhost-user-fs device up, start it, reset it and go.
 //!
-//! Each order is written down as read in that VMM's source: QEMU 7.2 (`hw/virtio/vhost-user.c`, `vhost-user-fs.c`),
-//! cloud-hypervisor of August 2026 (`virtio-devices/src/vhost_user`), openvmm and alioth of August 2026.
+//! Each order is written down as seen on the wire (QEMU 7.2 and 11.1, User-Mode Linux 6.1), or as read in that VMM's
+//! source (QEMU before 5.1 and 8.2: `hw/virtio/vhost-user.c`; cloud-hypervisor: `virtio-devices/src/vhost_user`;
+//! openvmm: `vhost_user_frontend`; alioth: `virtio/vu/frontend.rs`; crosvm: `vhost_user_frontend`; all of August 2026).
+//!
+//! What they would send and our request handler (vhost-user-backend) does not take, and what comes of it:
+//!
+//! | who | what | so |
+//! |---|---|---|
+//! | User-Mode Linux | SET_MEM_TABLE with room for two regions, whatever their count: the handler wants the exact size | the connection ends; a relay that cuts the message off makes it work |
+//! | nobody we know | SET_MEM_TABLE with regions not in the order of their guest addresses | refused; the old table stays |
+//! | User-Mode Linux, crosvm, alioth without `tag=` | GET_CONFIG | works with `--tag` only, see `config_space_is_offered_with_a_tag_only` |
+//! | cloud-hypervisor | GET/SET_INFLIGHT_FD | not offered: what was in flight when a daemon died is lost |
+//! | QEMU 8.2, cloud-hypervisor | SET_LOG_BASE, SET_DEVICE_STATE_FD | not offered: no live migration |
+//! | alioth, QEMU 10 | SET_STATUS | not offered; all do without |
+//! | alioth with `dax_window=`, crosvm | shared memory regions | not offered: alioth refuses the daemon, crosvm does without |
+//! | crosvm | its own SLEEP, WAKE, SNAPSHOT and RESTORE | unknown messages: the connection ends |
+//! | User-Mode Linux with time travel | INBAND_NOTIFICATIONS | not offered: it refuses the daemon |
+//! | QEMU before 6.0 | guest features that were not offered | SET_FEATURES fails; with INDIRECT_DESC and EVENT_IDX offered it does not come to that |
 
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
@@ -19,19 +35,46 @@ use super::vmm::Control;
 use super::vmm::feature;
 use super::vmm::message;
 
+mod others;
+mod qemu;
+mod user_mode;
+
 /// Whose order of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
-    /// QEMU 7.2: memory by SET_MEM_TABLE, CALL after ENABLE.
+    /// QEMU before 5.1: memory by SET_MEM_TABLE, CALL after ENABLE.
     Qemu,
-    /// QEMU with CONFIGURE_MEM_SLOTS: memory by ADD_MEM_REG.
+    /// QEMU 7.2: memory by ADD_MEM_REG.
     QemuSlots,
+    /// QEMU 8.2: waits for ENABLE, and sends RESET_DEVICE.
+    Qemu8,
+    /// QEMU 11.1: waits for each descriptor of a ring as well.
+    Qemu11,
     /// cloud-hypervisor: every message acknowledged.
     CloudHypervisor,
     /// openvmm: one memory table per connection, queues one by one, RESET_DEVICE.
     OpenVmm,
-    /// alioth: KICK before everything else of a ring.
+    /// alioth: KICK before everything else of a ring, and never GET_VRING_BASE.
     Alioth,
+    /// crosvm: nothing is acknowledged; it has as many rings as there are.
+    Crosvm,
+    /// User-Mode Linux: the kernel's own driver; nothing is ever stopped but by ENABLE 0.
+    UserMode,
+}
+
+impl Order {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Qemu,
+        Self::QemuSlots,
+        Self::Qemu8,
+        Self::Qemu11,
+        Self::CloudHypervisor,
+        Self::OpenVmm,
+        Self::Alioth,
+        Self::Crosvm,
+        Self::UserMode,
+    ];
 }
 
 /// A ring to be started.
@@ -56,8 +99,14 @@ pub struct Vmm {
     offered: u64,
     protocol: u64,
     queue_num: u64,
-    /// Descriptors that a VMM hands over at realize and keeps: masked notifiers, the back channel.
+    /// The configuration space as the VMM has read it; empty where it has its own.
+    config: Vec<u8>,
+    /// openvmm sends the guest's features once after each reset.
+    has_sent_features: bool,
+    /// Descriptors that a VMM hands over at realize and keeps: the back channel, errors.
     kept: Vec<OwnedFd>,
+    /// What QEMU gives a ring in place of the guest's interrupt while that is masked.
+    masked: Vec<OwnedFd>,
 }
 
 impl Vmm {
@@ -66,14 +115,26 @@ impl Vmm {
     /// # Errors
     /// What the device refuses or fails to do; [`HarnessError::Violation`] when it offers fewer rings.
     pub fn connect(socket: &Path, order: Order, memory: Arc<GuestMemory>, rings: u16) -> Result<Self, HarnessError> {
-        let control = Control::connect(socket)?;
-        let kept = Vec::new();
-        let mut vmm = Self { control, order, memory, known: Vec::new(), offered: 0, protocol: 0, queue_num: 0, kept };
+        let mut vmm = Self {
+            control: Control::connect(socket)?,
+            order,
+            memory,
+            known: Vec::new(),
+            offered: 0,
+            protocol: 0,
+            queue_num: 0,
+            config: Vec::new(),
+            has_sent_features: false,
+            kept: Vec::new(),
+            masked: Vec::new(),
+        };
         match order {
-            Order::Qemu | Order::QemuSlots => vmm.realize_qemu(rings)?,
+            Order::Qemu | Order::QemuSlots | Order::Qemu8 | Order::Qemu11 => vmm.realize_qemu(rings)?,
             Order::CloudHypervisor => vmm.realize_cloud_hypervisor()?,
             Order::OpenVmm => vmm.realize_openvmm()?,
-            Order::Alioth => vmm.realize_alioth(rings)?,
+            Order::Alioth => vmm.realize_alioth()?,
+            Order::Crosvm => vmm.realize_crosvm()?,
+            Order::UserMode => vmm.realize_user_mode()?,
         }
         if vmm.queue_num < u64::from(rings) {
             return Err(HarnessError::Violation(format!("{} rings offered, {rings} wanted", vmm.queue_num)));
@@ -81,76 +142,33 @@ impl Vmm {
         Ok(vmm)
     }
 
+    fn ask_features(&mut self) -> Result<(), HarnessError> {
+        self.offered = self.control.ask_u64(message::GET_FEATURES)?;
+        match self.offered & feature::PROTOCOL_FEATURES {
+            0 => Err(HarnessError::Violation("no protocol features offered".into())),
+            _ => Ok(()),
+        }
+    }
+
     fn negotiate_protocol(&mut self, wanted: u64) -> Result<(), HarnessError> {
-        self.offered = self.control.ask_u64(message::GET_FEATURES)?;
-        if self.offered & feature::PROTOCOL_FEATURES == 0 {
-            return Err(HarnessError::Violation("no protocol features offered".into()));
-        }
         self.protocol = self.control.ask_u64(message::GET_PROTOCOL_FEATURES)? & wanted;
-        self.control.set_protocol_features(self.protocol)
-    }
-
-    fn realize_qemu(&mut self, rings: u16) -> Result<(), HarnessError> {
-        let mut wanted = feature::P_MQ | feature::P_REPLY_ACK | feature::P_BACKEND_REQ | feature::P_BACKEND_SEND_FD;
-        wanted |= feature::P_RESET_DEVICE;
-        if self.order == Order::QemuSlots {
-            wanted |= feature::P_CONFIGURE_MEM_SLOTS;
-        }
-        self.negotiate_protocol(wanted)?;
-        self.ask_queue_num(1)?;
-        if self.protocol & feature::P_CONFIGURE_MEM_SLOTS != 0 {
-            self.control.ask_u64(message::GET_MAX_MEM_SLOTS)?;
-        }
-        self.hand_back_channel()?;
-        self.control.tell(message::SET_OWNER, &[], &[], Ack::No)?;
-        self.offered = self.control.ask_u64(message::GET_FEATURES)?;
-        for ring in 0..rings {
-            let masked = event()?;
-            self.control.ring_event(message::SET_VRING_CALL, ring, masked.as_fd(), Ack::No)?;
-            self.kept.push(masked);
-        }
-        Ok(())
-    }
-
-    fn realize_cloud_hypervisor(&mut self) -> Result<(), HarnessError> {
-        self.control.tell(message::SET_OWNER, &[], &[], Ack::No)?;
-        let wanted = feature::P_MQ | feature::P_CONFIGURE_MEM_SLOTS | feature::P_REPLY_ACK;
-        self.negotiate_protocol(wanted)?;
-        self.ask_queue_num(2)
-    }
-
-    fn realize_openvmm(&mut self) -> Result<(), HarnessError> {
-        self.negotiate_protocol(feature::P_MQ | feature::P_REPLY_ACK | feature::P_RESET_DEVICE)?;
-        self.control.tell(message::SET_OWNER, &[], &[], Ack::Wanted)?;
-        self.ask_queue_num(1)
-    }
-
-    fn realize_alioth(&mut self, rings: u16) -> Result<(), HarnessError> {
-        let needed = feature::P_MQ | feature::P_REPLY_ACK | feature::P_CONFIGURE_MEM_SLOTS;
-        self.negotiate_protocol(needed | feature::P_BACKEND_REQ)?;
-        if self.protocol & needed != needed {
-            return Err(HarnessError::Violation("MQ, REPLY_ACK and CONFIGURE_MEM_SLOTS are not all offered".into()));
-        }
-        self.ask_queue_num(1)?;
-        self.hand_back_channel()?;
-        for ring in 0..rings {
-            let error = event()?;
-            self.control.ring_event(message::SET_VRING_ERR, ring, error.as_fd(), Ack::Wanted)?;
-            self.kept.push(error);
-        }
-        self.control.tell(message::SET_OWNER, &[], &[], Ack::Wanted)
+        self.control.set_protocol_features(self.protocol, Ack::No)
     }
 
     fn ask_queue_num(&mut self, without: u64) -> Result<(), HarnessError> {
-        self.queue_num = match self.protocol & feature::P_MQ {
-            0 => without,
-            _ => self.control.ask_u64(message::GET_QUEUE_NUM)?,
+        self.queue_num = match self.has(feature::P_MQ) {
+            false => without,
+            true => self.control.ask_u64(message::GET_QUEUE_NUM)?,
         };
         Ok(())
     }
 
+    fn has(&self, protocol: u64) -> bool {
+        self.protocol & protocol != 0
+    }
+
     fn hand_back_channel(&mut self) -> Result<(), HarnessError> {
-        if self.protocol & feature::P_BACKEND_REQ != 0 {
+        if self.has(feature::P_BACKEND_REQ) {
             let (ours, theirs) = UnixStream::pair().map_err(|e| HarnessError::io("make the back channel", e))?;
             self.control.tell(message::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()], Ack::Wanted)?;
             self.kept.push(ours.into());
@@ -165,85 +183,28 @@ impl Vmm {
     pub fn start(&mut self, features: u64, regions: &[usize], rings: &[Start<'_>]) -> Result<(), HarnessError> {
         let features = (features | feature::PROTOCOL_FEATURES) & self.offered;
         match self.order {
-            Order::Qemu | Order::QemuSlots => self.start_qemu(features, regions, rings),
+            Order::Qemu | Order::QemuSlots | Order::Qemu8 | Order::Qemu11 => self.start_qemu(features, regions, rings),
             Order::CloudHypervisor => self.start_cloud_hypervisor(features, regions, rings),
             Order::OpenVmm => self.start_openvmm(features, regions, rings),
             Order::Alioth => self.start_alioth(features, regions, rings),
+            Order::Crosvm => self.start_crosvm(features, regions, rings),
+            Order::UserMode => self.start_user_mode(features, regions, rings),
         }
     }
 
-    fn start_qemu(&mut self, features: u64, regions: &[usize], rings: &[Start<'_>]) -> Result<(), HarnessError> {
-        self.set_features(features, Ack::No)?;
-        if self.protocol & feature::P_CONFIGURE_MEM_SLOTS != 0 {
-            self.add_missing(regions)?;
-        } else {
-            self.set_table(regions, Ack::Wanted)?;
+    /// Does what the VMM does when the guest resets the device: a reboot, or a driver that lets go.
+    ///
+    /// # Errors
+    /// What the device refuses or fails to do.
+    pub fn reset(&mut self, rings: &[u16]) -> Result<(), HarnessError> {
+        match self.order {
+            Order::Qemu | Order::QemuSlots | Order::Qemu8 | Order::Qemu11 => self.reset_qemu(rings),
+            Order::CloudHypervisor => self.stop(rings).map(drop),
+            Order::OpenVmm => self.reset_openvmm(rings),
+            Order::Alioth => self.pause(rings),
+            Order::Crosvm => self.reset_crosvm(),
+            Order::UserMode => self.reset_user_mode(rings),
         }
-        for ring in rings {
-            let control = &self.control;
-            control.ring_number(message::SET_VRING_NUM, ring.index, ring.queue.size().into(), Ack::No)?;
-            control.ring_number(message::SET_VRING_BASE, ring.index, ring.base.into(), Ack::No)?;
-            control.ring_addresses(ring.index, &ring.queue.addresses(), Ack::No)?;
-            control.ring_event(message::SET_VRING_KICK, ring.index, ring.queue.kick_fd(), Ack::No)?;
-            control.ring_event(message::SET_VRING_ERR, ring.index, ring.queue.error_fd(), Ack::No)?;
-        }
-        self.enable(rings.iter().map(|r| r.index), Ack::Wanted)?;
-        for ring in rings {
-            self.control.ring_event(message::SET_VRING_CALL, ring.index, ring.queue.call_fd(), Ack::No)?;
-        }
-        Ok(())
-    }
-
-    fn start_cloud_hypervisor(
-        &mut self,
-        features: u64,
-        regions: &[usize],
-        rings: &[Start<'_>],
-    ) -> Result<(), HarnessError> {
-        self.set_features(features, Ack::Wanted)?;
-        self.set_table(regions, Ack::Wanted)?;
-        let control = &self.control;
-        for ring in rings {
-            control.ring_number(message::SET_VRING_NUM, ring.index, ring.queue.size().into(), Ack::Wanted)?;
-        }
-        for ring in rings {
-            control.ring_addresses(ring.index, &ring.queue.addresses(), Ack::Wanted)?;
-            control.ring_number(message::SET_VRING_BASE, ring.index, ring.base.into(), Ack::Wanted)?;
-            control.ring_event(message::SET_VRING_CALL, ring.index, ring.queue.call_fd(), Ack::Wanted)?;
-            control.ring_event(message::SET_VRING_KICK, ring.index, ring.queue.kick_fd(), Ack::Wanted)?;
-        }
-        self.enable(rings.iter().map(|r| r.index), Ack::Wanted)
-    }
-
-    fn start_openvmm(&mut self, features: u64, regions: &[usize], rings: &[Start<'_>]) -> Result<(), HarnessError> {
-        if self.known.is_empty() {
-            self.set_table(regions, Ack::Wanted)?;
-        }
-        self.set_features(features, Ack::Wanted)?;
-        for ring in rings {
-            let control = &self.control;
-            control.ring_number(message::SET_VRING_NUM, ring.index, ring.queue.size().into(), Ack::Wanted)?;
-            control.ring_addresses(ring.index, &ring.queue.addresses(), Ack::Wanted)?;
-            control.ring_number(message::SET_VRING_BASE, ring.index, ring.base.into(), Ack::Wanted)?;
-            control.ring_event(message::SET_VRING_CALL, ring.index, ring.queue.call_fd(), Ack::Wanted)?;
-            control.ring_event(message::SET_VRING_KICK, ring.index, ring.queue.kick_fd(), Ack::Wanted)?;
-            self.enable([ring.index], Ack::Wanted)?;
-        }
-        Ok(())
-    }
-
-    fn start_alioth(&mut self, features: u64, regions: &[usize], rings: &[Start<'_>]) -> Result<(), HarnessError> {
-        self.add_missing(regions)?;
-        self.set_features(features, Ack::Wanted)?;
-        for ring in rings {
-            let control = &self.control;
-            control.ring_event(message::SET_VRING_KICK, ring.index, ring.queue.kick_fd(), Ack::Wanted)?;
-            control.ring_number(message::SET_VRING_NUM, ring.index, ring.queue.size().into(), Ack::Wanted)?;
-            control.ring_addresses(ring.index, &ring.queue.addresses(), Ack::Wanted)?;
-            control.ring_number(message::SET_VRING_BASE, ring.index, ring.base.into(), Ack::Wanted)?;
-            control.ring_event(message::SET_VRING_CALL, ring.index, ring.queue.call_fd(), Ack::Wanted)?;
-        }
-        self.enable(rings.iter().map(|r| r.index), Ack::Wanted)
     }
 
     /// SET_FEATURES.
@@ -318,6 +279,10 @@ impl Vmm {
     /// What the device refuses or fails to do.
     pub fn stop(&self, rings: &[u16]) -> Result<Vec<u16>, HarnessError> {
         self.pause(rings)?;
+        self.bases(rings)
+    }
+
+    fn bases(&self, rings: &[u16]) -> Result<Vec<u16>, HarnessError> {
         rings.iter().map(|ring| self.control.stop_ring(*ring)).collect()
     }
 
@@ -325,7 +290,8 @@ impl Vmm {
     ///
     /// # Errors
     /// As [`Control::tell`].
-    pub fn reset_device(&self) -> Result<(), HarnessError> {
+    pub fn reset_device(&mut self) -> Result<(), HarnessError> {
+        self.has_sent_features = false;
         self.control.tell(message::RESET_DEVICE, &[], &[], Ack::Wanted)
     }
 
@@ -342,6 +308,11 @@ impl Vmm {
     /// Protocol features in force.
     pub fn protocol(&self) -> u64 {
         self.protocol
+    }
+
+    /// The configuration space, as far as the VMM reads the device's.
+    pub fn config(&self) -> &[u8] {
+        &self.config
     }
 
     /// Rings that the device says it has.

@@ -131,7 +131,7 @@ impl DaemonProcess {
         all
     }
 
-    /// Processor time used so far, user and system, in microseconds (the kernel counts in ticks of 10 ms).
+    /// Processor time used so far, user and system, in microseconds, by the threads that live.
     pub fn cpu_us(&self) -> u64 {
         self.pids().into_iter().map(|pid| cpu_us(pid).unwrap_or(0)).sum()
     }
@@ -190,12 +190,16 @@ fn count(directory: &str) -> usize {
     fs::read_dir(directory).map_or(0, Iterator::count)
 }
 
-/// Fields utime and stime of `/proc/<pid>/stat`, behind the name, which may contain anything.
+/// Time on a processor of all threads that live, to the nanosecond where the kernel keeps it (`schedstat`). A tick of
+/// `/proc/<pid>/stat` is 10 ms, too coarse for what ends soon.
 fn cpu_us(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let behind = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let ticks: u64 = behind.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
-    Ok(ticks * 1_000_000 / rustix::param::clock_ticks_per_second())
+    let mut total_ns = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(stat) = fs::read_to_string(task?.path().join("schedstat")) else { continue };
+        total_ns += stat.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(total_ns / 1000)
 }
 
 /// Whether a listening socket exists at `path`, seen without connecting: a connection would count as a VMM.

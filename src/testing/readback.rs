@@ -22,6 +22,7 @@ use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Coding;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::Digester;
+use crate::rafs::facts::feature;
 use crate::rafs::image::Image;
 use crate::rafs::image::OpenOptions;
 use crate::rafs::inode::InodeFacts;
@@ -43,9 +44,17 @@ impl Readback {
     /// # Errors
     /// Whatever does not open, or disagrees.
     pub fn open(bootstrap: &Path, blobs: &Path) -> Result<Self> {
+        Self::open_with(bootstrap, &OpenOptions { placeholder_id: None }, blobs)
+    }
+
+    /// As [`Readback::open`], for metadata that was taken out of a blob.
+    ///
+    /// # Errors
+    /// Whatever does not open, or disagrees.
+    pub fn open_with(bootstrap: &Path, options: &OpenOptions, blobs: &Path) -> Result<Self> {
         let file = File::open(bootstrap).with_context(|| format!("{bootstrap:?}"))?;
         let view = View::map_file(file.as_fd(), file.metadata()?.len())?;
-        let image = Image::open(view, &OpenOptions { placeholder_id: None })?;
+        let image = Image::open(view, options)?;
         let opened = image.blobs().iter().map(|facts| open_blob(facts, blobs)).collect::<Result<_>>()?;
         Ok(Self { image, blobs: opened })
     }
@@ -74,16 +83,21 @@ impl Readback {
         Ok(entries)
     }
 
-    /// Writes the uncompressed form of blob `index` to `path`: the device from which the kernel's EROFS reads it.
+    /// Writes the uncompressed form of blob `index` to `path`: the device from which the kernel's EROFS reads it. Chunks that
+    /// the image does not refer to are left out.
     ///
     /// # Errors
     /// Whatever cannot be read, decoded or written.
     pub fn write_device(&self, index: usize, path: &Path) -> Result<()> {
         let device = File::create(path).with_context(|| format!("{path:?}"))?;
         device.set_len(self.image.blobs()[index].uncompressed_bytes)?;
+        let known = self.image.chunk_index()?;
         for chunk in 0..self.blobs[index].1.count() {
-            let (facts, plain) = self.chunk(index, chunk)?;
-            device.write_all_at(&plain, facts.uncompressed_offset)?;
+            // Of a blob that several images share, this one may know a part only.
+            if known.digest(index as u32, chunk)?.is_some() {
+                let (facts, plain) = self.chunk(index, chunk)?;
+                device.write_all_at(&plain, facts.uncompressed_offset)?;
+            }
         }
         Ok(())
     }
@@ -151,13 +165,11 @@ impl Readback {
     }
 
     /// Facts and verified content of a chunk.
-    fn chunk(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
-        let (file, meta) = &self.blobs[blob];
-        let facts = meta.chunk(chunk)?;
-        let compressor =
-            if facts.coding != Coding::Plain { self.image.blobs()[blob].compressor } else { Compressor::None };
-        let (offset, len) = (facts.compressed_offset, facts.compressed_bytes.into());
-        let plain = read_decoded(file, offset, len, compressor, facts.uncompressed_bytes as usize)?;
+    ///
+    /// # Errors
+    /// Whatever cannot be read or decoded, or does not match its digest.
+    pub fn chunk(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
+        let (facts, plain) = self.unverified(blob, chunk)?;
         let digest = self.image.chunk_index()?.digest(blob as u32, chunk)?.context("no digest")?;
         let found: [u8; 32] = match self.image.blobs()[blob].digester {
             Digester::Blake3 => blake3::hash(&plain).into(),
@@ -166,12 +178,29 @@ impl Readback {
         ensure!(found == digest, "chunk {chunk} does not match its digest");
         Ok((facts, plain))
     }
+
+    /// As [`Readback::chunk`], also for a chunk that the tree does not use, whose digest is not in the bootstrap.
+    ///
+    /// # Errors
+    /// Whatever cannot be read or decoded.
+    pub fn unverified(&self, blob: usize, chunk: u32) -> Result<(ChunkFacts, Vec<u8>)> {
+        let (file, meta) = &self.blobs[blob];
+        let facts = meta.chunk(chunk)?;
+        let compressor =
+            if facts.coding != Coding::Plain { self.image.blobs()[blob].compressor } else { Compressor::None };
+        let (offset, len) = (facts.compressed_offset, facts.compressed_bytes.into());
+        let plain = read_decoded(file, offset, len, compressor, facts.uncompressed_bytes as usize)?;
+        Ok((facts, plain))
+    }
 }
 
 fn open_blob(facts: &BlobFacts, directory: &Path) -> Result<(File, BlobMeta)> {
     let path = directory.join(&facts.id);
     let file = File::open(&path).with_context(|| format!("{path:?}"))?;
-    ensure!(file.metadata()?.len() == facts.compressed_bytes, "{path:?}: length is not that of the blob table");
+    // Behind the blob there may be what the table does not count: metadata, and headers.
+    let (len, stated) = (file.metadata()?.len(), facts.compressed_bytes);
+    let may_be_longer = facts.features & (feature::INLINED_FS_META | feature::HAS_TAR_HEADER) != 0;
+    ensure!(len == stated || may_be_longer && len > stated, "{path:?}: length is not that of the blob table");
     let location = facts.meta.as_ref().context("a v6 blob has metadata")?;
     let (offset, len) = (location.offset, location.compressed_bytes);
     let mut content = read_decoded(&file, offset, len, location.compressor, location.uncompressed_bytes as usize)?;

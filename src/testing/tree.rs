@@ -25,6 +25,7 @@ use super::manifest;
 use super::vmm::PATIENCE;
 
 const ENOENT: i32 = 2;
+const EIO: i32 = 5;
 const ENOSYS: i32 = 38;
 const ENODATA: i32 = 61;
 const EOPNOTSUPP: i32 = 95;
@@ -390,6 +391,29 @@ impl Tree {
         }
         let known: std::collections::BTreeSet<_> = manifest.iter().map(|entry| &entry.path).collect();
         lines.extend(found.keys().filter(|p| !known.contains(**p)).map(|p| format!("{}: not in the image", text(p))));
+        lines
+    }
+
+    /// For a mount whose files are damaged: what was answered, and is neither as in `manifest` nor EIO; one line each.
+    pub fn lies(&self, manifest: &[manifest::Entry]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for failure in self.failures.iter().filter(|failure| failure.errno != EIO) {
+            lines.push(format!("{}: {} answered errno {}", text(&failure.path), failure.what, failure.errno));
+        }
+        let wanted: BTreeMap<_, _> = manifest.iter().map(|entry| (&entry.path, entry)).collect();
+        for found in self.found.iter().filter(|found| found.missing == 0 && found.path != b"/") {
+            let seen = found.as_manifest();
+            match wanted.get(&found.path) {
+                None => lines.push(format!("{}: not in the image", text(&found.path))),
+                Some(wanted) if (seen.kind, seen.mode, seen.size) != (wanted.kind, wanted.mode, wanted.size) => {
+                    lines.push(format!("{}: is {seen:?}, should be {wanted:?}", text(&found.path)));
+                }
+                Some(wanted) if seen.sha256 != wanted.sha256 => {
+                    lines.push(format!("{}: wrong content", text(&found.path)));
+                }
+                Some(_) => {}
+            }
+        }
         lines
     }
 }

@@ -239,14 +239,14 @@ impl Control {
         u64_of(&self.ask(number, &[])?)
     }
 
-    /// SET_PROTOCOL_FEATURES; acknowledgements are possible from then on if `features` has REPLY_ACK.
+    /// SET_PROTOCOL_FEATURES; acknowledgements are possible from then on if `features` has REPLY_ACK, and already for
+    /// this message with [`Ack::Wanted`].
     ///
     /// # Errors
-    /// As [`Control::send`].
-    pub fn set_protocol_features(&mut self, features: u64) -> Result<(), HarnessError> {
-        self.tell(message::SET_PROTOCOL_FEATURES, &features.to_le_bytes(), &[], Ack::No)?;
+    /// As [`Control::tell`].
+    pub fn set_protocol_features(&mut self, features: u64, ack: Ack) -> Result<(), HarnessError> {
         self.acks = features & feature::P_REPLY_ACK != 0;
-        Ok(())
+        self.tell(message::SET_PROTOCOL_FEATURES, &features.to_le_bytes(), &[], ack)
     }
 
     /// SET_MEM_TABLE with `regions`.
@@ -320,15 +320,18 @@ impl Control {
         }
     }
 
-    /// GET_CONFIG of `len` bytes from 0.
+    /// GET_CONFIG of `len` bytes from `offset`.
     ///
     /// # Errors
     /// As [`Control::ask`].
-    pub fn config(&self, len: u32) -> Result<Vec<u8>, HarnessError> {
-        let mut payload = [0, len, 0].iter().flat_map(|n: &u32| n.to_le_bytes()).collect::<Vec<u8>>();
+    pub fn config(&self, offset: u32, len: u32, flags: u32) -> Result<Vec<u8>, HarnessError> {
+        let mut payload = [offset, len, flags].iter().flat_map(|n: &u32| n.to_le_bytes()).collect::<Vec<u8>>();
         payload.resize(payload.len() + len as usize, 0);
         let answer = self.ask(message::GET_CONFIG, &payload)?;
-        answer.get(12..).map(<[u8]>::to_vec).ok_or_else(|| HarnessError::Violation("short GET_CONFIG".into()))
+        match answer.get(12..) {
+            Some(config) if config.len() == len as usize => Ok(config.to_vec()),
+            _ => Err(HarnessError::Violation(format!("{} bytes answer GET_CONFIG of {len}", answer.len()))),
+        }
     }
 
     /// Whether the daemon has closed the connection, or does so within [`PATIENCE`].

@@ -146,7 +146,8 @@ pub(super) struct VirtiofsArgs {
     /// Unix socket for the VMM, at most 107 bytes; made by this daemon, mode 0600, a stale one is replaced.
     #[arg(long, visible_alias = "socket-path", value_name = "PATH")]
     pub(super) sock: Option<PathBuf>,
-    /// Number of an inherited listening unix socket.
+    /// Number of an inherited listening unix socket. Without --sock and --fd, one that systemd passes (LISTEN_FDS) is
+    /// taken; of several, the one named vhost-user-fs.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     pub(super) fd: Option<i32>,
     /// End when the VMM disconnects (default with --fd).

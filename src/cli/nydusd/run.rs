@@ -27,6 +27,8 @@ use crate::daemon::DaemonError;
 use crate::daemon::logging;
 use crate::daemon::open_files;
 use crate::daemon::signals::Signals;
+use crate::daemon::socket;
+use crate::daemon::socket::Giver;
 use crate::daemon::socket::Socket;
 
 /// What the environment variable replaces: `auth` of a registry.
@@ -35,7 +37,8 @@ const PULL_AUTH: &str = "IMAGE_PULL_AUTH";
 /// Runs `nydusd` with `arguments`, the program's name first, and returns its exit code: 0 clean, 1 an error (one line
 /// on stderr), 2 usage. Call it before the first thread is made: it settles which thread receives signals.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let serve = match parse(arguments) {
+    let activated = || socket::activated(|name| env::var_os(name), std::process::id());
+    let serve = match parse(arguments, activated) {
         Ok(serve) => serve,
         Err(Refusal::Failed(message)) => return fail(&message),
         Err(Refusal::Usage(error)) if error.kind() == ErrorKind::DisplayVersion => return print_version(),
@@ -50,7 +53,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn start(serve: Serve) -> Result<(), Box<dyn Error>> {
     // First of all: the number may name a file of ours once we have opened some.
     let inherited = match &serve.listen {
-        Listen::Descriptor(number) => Some(Socket::inherited(*number)?),
+        Listen::Descriptor(number) => Some(Socket::inherited(*number, Giver::Option)?),
+        Listen::Activated(number) => Some(Socket::inherited(*number, Giver::Activation)?),
         Listen::Path(_) => None,
     };
     let signals = Signals::block().map_err(DaemonError::Signals)?;
@@ -77,7 +81,7 @@ fn start(serve: Serve) -> Result<(), Box<dyn Error>> {
     let endpoint = match (inherited, serve.listen) {
         (Some(socket), _) => daemon::Endpoint::Inherited(socket),
         (None, Listen::Path(path)) => daemon::Endpoint::Path(path),
-        (None, Listen::Descriptor(_)) => unreachable!("an inherited socket was taken above"),
+        (None, Listen::Descriptor(_) | Listen::Activated(_)) => unreachable!("an inherited socket was taken above"),
     };
     let options = daemon::Options {
         endpoint,

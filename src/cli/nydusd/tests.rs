@@ -4,7 +4,7 @@ use super::*;
 use crate::limits;
 
 fn line(text: &str) -> Result<Serve, Refusal> {
-    parse(text.split_whitespace())
+    parse(text.split_whitespace(), || Ok(None))
 }
 
 fn served(text: &str) -> Serve {
@@ -64,6 +64,25 @@ fn disconnect_rule_can_be_turned_round() {
     ] {
         assert_eq!(served(text).after_disconnect, expected, "{text}");
     }
+}
+
+#[test]
+fn activated_socket_is_taken_where_no_option_names_one() {
+    let activated = |text: &str| parse(text.split_whitespace(), || Ok(Some(5)));
+    for text in ["nydusd -C C -B B", "nydusd virtiofs -C C -B B"] {
+        let serve = activated(text).unwrap_or_else(|refusal| panic!("{text}: {refusal:?}"));
+        assert_eq!((serve.listen, serve.after_disconnect), (Listen::Activated(5), AfterDisconnect::ListenAgain));
+    }
+    let asked = |text: &str| parse(text.split_whitespace(), || panic!("{text} names a socket or needs none"));
+    assert_eq!(asked("nydusd --sock S -C C -B B").unwrap().listen, Listen::Path("S".into()));
+    assert_eq!(asked("nydusd --fd 4 -C C -B B").unwrap().listen, Listen::Descriptor(4));
+    assert!(asked("nydusd --mountpoint M -C C -B B").is_err());
+    let wrong = || {
+        let (variable, value, what) = ("LISTEN_FDS", "x".into(), "not a number");
+        Err(SocketError::Activation { variable, value, what })
+    };
+    let Err(Refusal::Failed(message)) = parse(["nydusd", "-C", "C", "-B", "B"], wrong) else { panic!("taken") };
+    assert_eq!(message, "LISTEN_FDS=\"x\" of socket activation: not a number");
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn what_is_configured_and_not_built_is_named() {
             v2("\"cache\": {\"type\": \"blobcache\", \"filecache\": {\"enable_encryption\": true}}"),
             "encryption of the cache is configured, and not built yet",
         ),
-        (v2("\"external_backends\": [{\"type\": \"s3\"}]"), "`external_backends` is configured, and not built yet"),
+        (v2("\"external_backends\": [{\"type\": \"s3\"}]"), "backend `s3` is configured, and not built yet"),
     ] {
         place.write_config(&text);
         refused(&place, &[expected]);
@@ -96,9 +96,19 @@ fn bootstrap_errors_name_the_file() {
     let mut wrong_magic = good.clone();
     wrong_magic[1024] ^= 1;
     let truncated = good[..1500].to_vec();
+    let newer = |at: usize, value: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = value;
+        bytes
+    };
+    // The blob table of such an image begins at 4096.
+    let (new_flag, new_feature, new_compressor) = (newer(1152 + 5, 4), newer(4096 + 85, 0x10), newer(4096 + 76, 9));
     for (bytes, expected) in [
         (wrong_magic, "wrong magic number"),
         (truncated, "damaged or cut short, fetch or build it again: "),
+        (new_flag, "superblock flags 0x40000000000 of the image can be read by tools newer than nydus v2.4.4 only"),
+        (new_feature, "cannot be served, make the image without this feature: blob features 0x1000 of blob "),
+        (new_compressor, "can be read by tools newer than nydus v2.4.4 only"),
         (Vec::new(), "wrong magic number"),
         (vec![b'x'; 100_000], "wrong magic number"),
     ] {

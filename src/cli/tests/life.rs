@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
 use std::process::Stdio;
 use std::time::Duration;
 use std::time::Instant;
@@ -108,6 +109,71 @@ fn inherited_listener_serves_one_connection() {
     drop(guest);
     assert_eq!(daemon.wait(PATIENCE).unwrap().code(), Some(0), "{}", daemon.log());
     assert!(place.socket().exists(), "the socket is not ours to remove");
+}
+
+/// A listener whose number is none of those that systemd passes: the scripts below put others there.
+fn listen(place: &Place) -> UnixListener {
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    UnixListener::from(rustix::io::fcntl_dupfd_cloexec(&listener, 100).unwrap())
+}
+
+/// Runs the daemon as systemd does: descriptors from 3 on, and variables that name this very process.
+fn activate(place: &Place, listener: &UnixListener, script: &str) -> Command {
+    rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::empty()).unwrap();
+    let plain = place.command(["--config", "config.json", "--bootstrap", "boot"]);
+    let mut command = Command::new("bash");
+    command.arg("-c").arg(format!("{script}; export LISTEN_PID=$$ LISTEN_FDS LISTEN_FDNAMES; exec \"$@\"")).arg("bash");
+    command.arg(plain.get_program()).args(plain.get_args()).env("LISTENER", listener.as_raw_fd().to_string());
+    if let Some(directory) = plain.get_current_dir() {
+        command.current_dir(directory);
+    }
+    command
+}
+
+#[test]
+fn socket_that_systemd_passes_serves_guest_after_guest() {
+    let place = Place::new();
+    let cases = [
+        "exec 3<&$LISTENER; LISTEN_FDS=1",
+        "exec 3<&$LISTENER; LISTEN_FDS=1 LISTEN_FDNAMES=nydusd.socket",
+        "exec 3</dev/null 4<&$LISTENER 5</dev/null; LISTEN_FDS=3 LISTEN_FDNAMES=api:vhost-user-fs:other",
+    ];
+    for script in cases {
+        let listener = listen(&place);
+        let command = activate(&place, &listener, script);
+        let mut daemon = DaemonProcess::start(command, &place.socket(), &place.path("log")).unwrap();
+        drop(listener);
+        for _ in 0..2 {
+            let mut guest = Guest::boot(&place.socket(), &GuestOptions::LINUX).unwrap();
+            assert_eq!(greeting(&mut guest), GREETING, "{script}");
+        }
+        end(&mut daemon, Signal::TERM);
+        assert!(place.socket().exists(), "{script}: the socket is systemd's to remove");
+        fs::remove_file(place.socket()).unwrap();
+    }
+}
+
+#[test]
+fn what_systemd_passes_and_cannot_be_served_is_one_line() {
+    let place = Place::new();
+    let listener = listen(&place);
+    let cases = [
+        ("exec 3</dev/null; LISTEN_FDS=1", "Error: descriptor 3 of LISTEN_FDS cannot be listened on: "),
+        ("exec 3<&-; LISTEN_FDS=1", "Error: descriptor 3 of LISTEN_FDS cannot be listened on: Bad file descriptor"),
+        (
+            "exec 3<&$LISTENER 4<&$LISTENER; LISTEN_FDS=2",
+            "Error: LISTEN_FDNAMES=\"\" of socket activation: of several sockets exactly one must be named vhost-user-fs",
+        ),
+        ("LISTEN_FDS=some", "Error: LISTEN_FDS=\"some\" of socket activation: not a number"),
+        ("LISTEN_FDS=0", "error: give --sock PATH (or --fd N) to serve a VM"),
+    ];
+    for (script, expected) in cases {
+        let output = activate(&place, &listener, script).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        let line = text.lines().last().unwrap_or_default();
+        assert!(line.starts_with(expected), "{script}: {text}");
+        assert_eq!(output.status.code(), Some(if expected.starts_with("error") { 2 } else { 1 }), "{script}");
+    }
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub(super) fn errno(error: &RafsError) -> Errno {
         RafsError::NotSymlink | RafsError::NotRegular => Errno::INVAL,
         RafsError::View(_)
         | RafsError::Malformed { .. }
+        | RafsError::Unknown { .. }
         | RafsError::Unsupported(_)
         | RafsError::PlaceholderBlobId { .. } => Errno::IO,
     }
@@ -33,6 +34,7 @@ mod tests {
             (RafsError::NotSymlink, Errno::INVAL, false),
             (RafsError::NotRegular, Errno::INVAL, false),
             (RafsError::View(ViewError::Lost), Errno::IO, true),
+            (RafsError::Unknown { what: String::new(), subject: String::new(), readers: "" }, Errno::IO, true),
             (RafsError::Unsupported("batch"), Errno::IO, true),
             (RafsError::PlaceholderBlobId { index: 0 }, Errno::IO, true),
             (RafsError::Malformed { field: "f", offset: 0, reason: String::new() }, Errno::IO, true),

@@ -4,19 +4,22 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::V5;
-use super::inode::Place;
 use crate::limits;
 use crate::rafs::RafsError;
+use crate::rafs::blob;
 use crate::rafs::chunks::Builder;
 use crate::rafs::chunks::ChunkIndex;
 use crate::rafs::chunks::RECORD_BYTES;
 use crate::rafs::chunks::Record;
 use crate::rafs::chunks::Source;
+use crate::rafs::count_chunks;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
-use crate::rafs::inode;
+use crate::rafs::facts::feature;
 use crate::rafs::inode::Kind;
 use crate::rafs::malformed;
+use crate::rafs::place::Place;
+use crate::rafs::place::V5Place;
 
 /// What a chunk of a file is: its record and what that states.
 pub(in crate::rafs) struct FileChunk {
@@ -31,6 +34,7 @@ pub(in crate::rafs) struct ChunkList<'a> {
     image: &'a V5,
     start: u64,
     size: u64,
+    chunk_bytes: u32,
 }
 
 impl ChunkList<'_> {
@@ -42,56 +46,63 @@ impl ChunkList<'_> {
             .and_then(|offset| self.start.checked_add(offset))
             .ok_or_else(|| malformed("chunk record", self.start, "reaches beyond the end of the metadata"))?;
         let record: Record = self.image.view.record_at(at)?;
-        let facts = record.facts(at, &self.image.blobs)?;
-        let chunk_bytes = u64::from(self.image.chunk_bytes);
+        let (index, facts) = record.facts(at, &self.image.blobs, &self.image.numbering)?;
+        let chunk_bytes = u64::from(self.chunk_bytes);
         let expected = self.size.saturating_sub(number.saturating_mul(chunk_bytes)).min(chunk_bytes);
         if u64::from(facts.uncompressed_bytes) != expected {
             let reason = format!("{} instead of {expected} bytes", facts.uncompressed_bytes);
             return Err(malformed("chunk uncompressed size", at, reason));
         }
-        Ok(FileChunk { blob: record.blob.get(), index: record.index.get(), facts })
+        Ok(FileChunk { blob: record.blob.get(), index, facts })
     }
 }
 
 impl V5 {
     /// The chunks of the regular file at `place`.
     #[inline]
-    pub(in crate::rafs) fn chunk_list(&self, place: &Place, size: u64) -> Result<ChunkList<'_>, RafsError> {
-        Ok(ChunkList { image: self, start: self.chunks_offset(place)?, size })
+    pub(in crate::rafs) fn chunk_list(&self, place: &V5Place, size: u64) -> Result<ChunkList<'_>, RafsError> {
+        let start = self.chunks_offset(place)?;
+        Ok(ChunkList { image: self, start, size, chunk_bytes: place.chunk_bytes })
+    }
+
+    /// Bytes of each chunk but the last of the regular file of `size` bytes at `place`: a power of two, with which the
+    /// file has as many chunks as it states (section 14, rule 8). It is the image's, but for files in external blobs:
+    /// those have their own (the first chunk tells), since chunks there are made by what keeps the blob.
+    #[inline]
+    pub(super) fn file_chunk_bytes(&self, place: &V5Place, size: u64) -> Result<u32, RafsError> {
+        let count = u64::from(place.child_count);
+        let mut chunk_bytes = self.chunk_bytes;
+        if self.has_external && count != 0 {
+            let at = self.chunks_offset(place)?;
+            let first: Record = self.view.record_at(at)?;
+            let facts = first.describe(at, &self.blobs)?;
+            let is_external = |blob: &BlobFacts| blob.features & feature::EXTERNAL != 0;
+            if self.blobs.get(usize::try_from(first.blob.get()).unwrap_or(usize::MAX)).is_some_and(is_external) {
+                // A chunk that is alone has any length.
+                let alone = facts.uncompressed_bytes.next_power_of_two().max(self.chunk_bytes);
+                let stated = if count == 1 { alone } else { facts.uncompressed_bytes };
+                chunk_bytes = blob::chunk_bytes(stated, at)?;
+            }
+        }
+        if count_chunks(size, chunk_bytes) == count {
+            return Ok(chunk_bytes);
+        }
+        Err(malformed("inode child count", place.record, format!("{count} chunks for {size} bytes")))
     }
 
     /// Builds the index over all chunk records.
     pub(in crate::rafs) fn chunk_index(&self) -> Result<ChunkIndex, RafsError> {
-        let mut builder = Builder::new(self.view.clone(), Arc::clone(&self.blobs), Source::V5);
+        let mut builder = Builder::new(self.view.clone(), Arc::clone(&self.blobs), Source::V5(self.numbering.clone()));
         self.for_each_chunk(&mut |number, record| builder.add(number, record))?;
         builder.finish()
     }
 
-    /// Sizes and counts of blobs for images without an extended blob table, which state none: those that the chunks
-    /// imply (section 3.5). Only old images pay for this walk.
-    pub(super) fn measure_blobs(&self) -> Result<Vec<BlobFacts>, RafsError> {
-        let mut measured: Vec<BlobFacts> = self.blobs.to_vec();
-        for blob in &mut measured {
-            (blob.chunk_count, blob.uncompressed_bytes, blob.data_bytes) = (0, 0, 0);
-        }
-        self.for_each_chunk(&mut |number, record| {
-            let facts = record.facts(u64::from(number).saturating_mul(super::UNIT), &self.blobs)?;
-            // The index was checked just now.
-            let Some(blob) = measured.get_mut(record.blob.get() as usize) else { return Ok(()) };
-            let end = |offset: u64, bytes: u32| offset.saturating_add(bytes.into());
-            blob.chunk_count = blob.chunk_count.max(record.index.get().saturating_add(1));
-            blob.uncompressed_bytes =
-                blob.uncompressed_bytes.max(end(facts.uncompressed_offset, facts.uncompressed_bytes));
-            blob.data_bytes = blob.data_bytes.max(end(facts.compressed_offset, facts.compressed_bytes));
-            blob.compressed_bytes = blob.data_bytes;
-            Ok(())
-        })?;
-        Ok(measured)
-    }
-
     /// Calls `each` with the number (offset / 8) and the content of every chunk record, those of later hard links
     /// excepted: a file is read through its first record.
-    fn for_each_chunk(&self, each: &mut dyn FnMut(u32, &Record) -> Result<(), RafsError>) -> Result<(), RafsError> {
+    pub(super) fn for_each_chunk(
+        &self,
+        each: &mut dyn FnMut(u32, &Record) -> Result<(), RafsError>,
+    ) -> Result<(), RafsError> {
         // Records do not overlap, so there is room for this many. It bounds the work for inodes that share chunks.
         let mut left = self.view.len() / RECORD_BYTES;
         for index in 1..=self.entries {
@@ -100,7 +111,7 @@ impl V5 {
                 continue;
             }
             let facts = self.facts(&record, at, index)?;
-            let inode::Place::V5(place) = facts.place else { continue };
+            let Place::V5(place) = facts.place else { continue };
             for range in self.chunk_ranges(&place)? {
                 left = left
                     .checked_sub(1)
@@ -113,7 +124,7 @@ impl V5 {
     }
 
     /// The ranges of a file's chunk records, all inside the metadata.
-    fn chunk_ranges(&self, place: &Place) -> Result<impl Iterator<Item = Range<u64>> + use<>, RafsError> {
+    fn chunk_ranges(&self, place: &V5Place) -> Result<impl Iterator<Item = Range<u64>> + use<>, RafsError> {
         let start = self.chunks_offset(place)?;
         let bytes = u64::from(place.child_count).saturating_mul(RECORD_BYTES);
         let array = crate::rafs::part("chunk array", start, bytes, self.view.len())?;

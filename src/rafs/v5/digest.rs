@@ -10,8 +10,8 @@ use crate::rafs::chunks;
 use crate::rafs::facts::Digest;
 use crate::rafs::facts::Digester;
 use crate::rafs::inode::Kind;
-use crate::rafs::inode::Place;
 use crate::rafs::malformed;
+use crate::rafs::place::Place;
 
 /// A digest in the making.
 enum Hasher {

@@ -6,7 +6,6 @@ use zerocopy::FromBytes;
 
 use super::V5;
 use super::inode;
-use super::inode::Place;
 use super::inode::RECORD_BYTES;
 use super::inode::Record;
 use crate::limits;
@@ -17,6 +16,7 @@ use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
 use crate::rafs::malformed;
+use crate::rafs::place::V5Place;
 
 /// What is copied of a child at once: its record and the longest name.
 const CHILD_BYTES: usize = RECORD_BYTES as usize + limits::MAX_NAME_BYTES;
@@ -24,7 +24,12 @@ const CHILD_BYTES: usize = RECORD_BYTES as usize + limits::MAX_NAME_BYTES;
 impl V5 {
     /// The inode that `name` names in the directory `ino` at `place`.
     #[inline]
-    pub(in crate::rafs) fn find(&self, ino: u32, place: &Place, name: &[u8]) -> Result<Option<InodeFacts>, RafsError> {
+    pub(in crate::rafs) fn find(
+        &self,
+        ino: u32,
+        place: &V5Place,
+        name: &[u8],
+    ) -> Result<Option<InodeFacts>, RafsError> {
         match name {
             b"." => return self.inode(ino).map(Some),
             b".." => return self.inode(place.parent).map(Some),
@@ -83,14 +88,14 @@ impl V5 {
 pub(in crate::rafs) struct Cursor<'a> {
     image: &'a V5,
     dir: u32,
-    place: Place,
+    place: V5Place,
     position: u64,
     child: [u8; CHILD_BYTES],
 }
 
 impl<'a> Cursor<'a> {
     #[inline]
-    pub(in crate::rafs) fn new(image: &'a V5, dir: u32, place: Place, from: u64) -> Self {
+    pub(in crate::rafs) fn new(image: &'a V5, dir: u32, place: V5Place, from: u64) -> Self {
         Self { image, dir, place, position: from, child: [0; CHILD_BYTES] }
     }
 

@@ -14,11 +14,11 @@ use super::ROOT;
 use super::V5;
 use crate::limits;
 use crate::rafs::RafsError;
-use crate::rafs::count_chunks;
-use crate::rafs::inode;
 use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::malformed;
+use crate::rafs::place::Place;
+use crate::rafs::place::V5Place;
 
 /// Bytes of a record before the name.
 pub(in crate::rafs) const RECORD_BYTES: u64 = 128;
@@ -51,23 +51,6 @@ pub(super) struct Record {
     mtime_ns: U32,
     mtime: I64,
     reserved: [u8; 8],
-}
-
-/// Where the parts of an inode record are.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::rafs) struct Place {
-    /// Offset of the record.
-    pub(super) record: u64,
-    /// Offset of the symlink target.
-    target: u64,
-    /// Offset behind name and target: xattr table, then chunk array.
-    pub(super) tail: u64,
-    /// Inode of the parent directory; the root's is itself.
-    pub(super) parent: u32,
-    pub(super) child_index: u32,
-    /// Children of a directory, chunks of a file.
-    pub(super) child_count: u32,
-    pub(super) has_xattrs: bool,
 }
 
 impl Record {
@@ -112,16 +95,11 @@ impl V5 {
     #[inline]
     pub(super) fn facts(&self, record: &Record, at: u64, ino: u32) -> Result<InodeFacts, RafsError> {
         let kind = record.kind(at)?;
-        let place = self.place(record, at, ino)?;
+        let mut place = self.place(record, at, ino)?;
         let size = record.size.get();
         match kind {
             Kind::Directory => self.check_children(&place, ino)?,
-            Kind::Regular => {
-                if count_chunks(size, self.chunk_bytes) != u64::from(place.child_count) {
-                    let reason = format!("{} chunks for {size} bytes", place.child_count);
-                    return Err(malformed("inode child count", at, reason));
-                }
-            }
+            Kind::Regular => place.chunk_bytes = self.file_chunk_bytes(&place, size)?,
             Kind::Symlink => {
                 let bytes = u64::from(record.symlink_bytes.get());
                 if size != bytes || bytes == 0 || bytes > limits::MAX_SYMLINK_BYTES {
@@ -147,12 +125,12 @@ impl V5 {
             blocks: record.blocks.get(),
             mtime: record.mtime.get(),
             mtime_ns,
-            place: inode::Place::V5(place),
+            place: Place::V5(place),
         })
     }
 
     #[inline]
-    fn place(&self, record: &Record, at: u64, ino: u32) -> Result<Place, RafsError> {
+    fn place(&self, record: &Record, at: u64, ino: u32) -> Result<V5Place, RafsError> {
         // Both lengths have 16 bits and `at` 32: no overflow.
         let name = (name_bytes(record.name_bytes.get(), at)?.saturating_add(7)) & !7;
         let symlink = (u64::from(record.symlink_bytes.get()).saturating_add(7)) & !7;
@@ -165,20 +143,21 @@ impl V5 {
         if parent > self.entries {
             return Err(malformed("inode parent", at, format!("{parent} of {}", self.entries)));
         }
-        Ok(Place {
+        Ok(V5Place {
             record: at,
             target,
             tail: target.saturating_add(symlink),
             parent,
             child_index: record.child_index.get(),
             child_count: record.child_count.get(),
+            chunk_bytes: self.chunk_bytes,
             has_xattrs: record.flags.get() & HAS_XATTR != 0,
         })
     }
 
     /// Section 14, rule 13: children come behind their directory, so that no path leads back.
     #[inline]
-    fn check_children(&self, place: &Place, ino: u32) -> Result<(), RafsError> {
+    fn check_children(&self, place: &V5Place, ino: u32) -> Result<(), RafsError> {
         if place.child_count == 0 {
             return Ok(());
         }
@@ -191,7 +170,7 @@ impl V5 {
     }
 
     /// The target of a symlink whose facts were checked.
-    pub(in crate::rafs) fn symlink(&self, place: &Place, size: u64) -> Result<Vec<u8>, RafsError> {
+    pub(in crate::rafs) fn symlink(&self, place: &V5Place, size: u64) -> Result<Vec<u8>, RafsError> {
         let target = self.view.vec_at(place.target, size)?;
         if target.contains(&0) {
             return Err(malformed("symlink target", place.target, "contains NUL"));

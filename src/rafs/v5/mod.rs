@@ -4,6 +4,7 @@ pub(super) mod chunks;
 pub(super) mod digest;
 pub(super) mod dir;
 pub(super) mod inode;
+mod measure;
 mod tables;
 pub(super) mod xattr;
 
@@ -21,16 +22,14 @@ use super::RafsError;
 use super::blob;
 use super::blob::Flags;
 use super::check_disjoint;
+use super::chunks::Numbering;
 use super::facts::BlobFacts;
-use super::image::OpenOptions;
+use super::facts::feature;
 use super::malformed;
 use super::part;
+use super::version::V5_MAGIC;
+use super::version::V5_VERSION;
 use crate::sys::view::View;
-
-/// First four bytes.
-pub(super) const MAGIC: u32 = 0x5241_4653;
-/// The next four.
-pub(super) const VERSION: u32 = 0x500;
 
 const SUPERBLOCK_BYTES: u64 = 8192;
 /// Index of the root directory.
@@ -67,6 +66,9 @@ pub(super) struct V5 {
     pub(super) blobs: Arc<[BlobFacts]>,
     pub(super) flags: Flags,
     pub(super) chunk_bytes: u32,
+    numbering: Numbering,
+    /// Whether some blob is external.
+    has_external: bool,
     /// Inodes as the superblock counts them: hard links once.
     pub(super) inodes: u64,
     /// Paths, and the highest inode index.
@@ -78,9 +80,9 @@ pub(super) struct V5 {
 
 impl V5 {
     /// Checks superblock and tables (sections 3.2 to 3.5; 14, rules 1 to 4, 12, 15).
-    pub(super) fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
+    pub(super) fn open(view: View, placeholder_id: Option<&str>) -> Result<Self, RafsError> {
         let raw: RawSuperblock = view.record_at(0)?;
-        if raw.magic.get() != MAGIC || raw.version.get() != VERSION {
+        if raw.magic.get() != V5_MAGIC || raw.version.get() != V5_VERSION {
             return Err(malformed("superblock magic", 0, format!("{:#x}, {:#x}", raw.magic, raw.version)));
         }
         if u64::from(raw.superblock_bytes.get()) != SUPERBLOCK_BYTES {
@@ -91,6 +93,9 @@ impl V5 {
         }
         let chunk_bytes = blob::chunk_bytes(raw.chunk_bytes.get(), 12)?;
         let flags = Flags::parse(raw.flags.get(), 16)?;
+        if flags.is_tarfs {
+            return Err(malformed("superblock flags", 16, "tarfs mode in RAFS v5"));
+        }
         let (inodes, entries) = (raw.inodes.get(), raw.inode_table_entries.get());
         if inodes == 0 || inodes > u64::from(entries) {
             return Err(malformed("inode count", 24, format!("{inodes} of {entries} inode table entries")));
@@ -103,10 +108,13 @@ impl V5 {
             extended_entries: raw.extended_entries.get(),
             chunk_bytes,
             flags,
+            placeholder_id,
         };
-        let blobs = tables::read(&view, &tables, options)?;
+        let blobs = tables::read(&view, &tables)?;
         let mut image = Self {
             view,
+            numbering: Numbering::Stored,
+            has_external: blobs.iter().any(|blob| blob.features & feature::EXTERNAL != 0),
             blobs: blobs.into(),
             flags,
             chunk_bytes,
@@ -116,8 +124,9 @@ impl V5 {
             prefetch_table: raw.prefetch_table.get(),
             prefetch_entries: raw.prefetch_entries.get(),
         };
-        if image.blobs.iter().any(|blob| !blob.chunk_count_known) {
-            image.blobs = image.measure_blobs()?.into();
+        if tables.extended_entries == 0 && !image.blobs.is_empty() {
+            let (blobs, numbering) = image.measure_blobs()?;
+            (image.blobs, image.numbering) = (blobs.into(), numbering);
         }
         let root = image.inode(ROOT)?;
         if root.kind != super::inode::Kind::Directory {

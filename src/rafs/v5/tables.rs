@@ -14,7 +14,6 @@ use crate::rafs::blob;
 use crate::rafs::blob::Flags;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::feature;
-use crate::rafs::image::OpenOptions;
 use crate::rafs::malformed;
 use crate::sys::view::View;
 
@@ -39,17 +38,19 @@ struct RawExtended {
 }
 
 /// Where the tables are, and what else their entries take from the superblock.
-pub(super) struct Tables {
+pub(super) struct Tables<'a> {
     pub(super) blob_table: u64,
     pub(super) blob_table_bytes: u64,
     pub(super) extended_table: u64,
     pub(super) extended_entries: u32,
     pub(super) chunk_bytes: u32,
     pub(super) flags: Flags,
+    /// What stands in for the placeholder id.
+    pub(super) placeholder_id: Option<&'a str>,
 }
 
-/// Reads the blobs. Without an extended table their sizes and counts are the largest possible, and marked unknown.
-pub(super) fn read(view: &View, tables: &Tables, options: &OpenOptions) -> Result<Vec<BlobFacts>, RafsError> {
+/// Reads the blobs. Without an extended table their sizes and counts are the largest possible.
+pub(super) fn read(view: &View, tables: &Tables<'_>) -> Result<Vec<BlobFacts>, RafsError> {
     let longest = limits::MAX_V5_BLOBS.saturating_mul(limits::MAX_BLOB_ID_BYTES.saturating_add(PREFETCH_BYTES + 1));
     if tables.blob_table_bytes > (longest as u64) {
         return Err(malformed("blob table size", 64, format!("{} bytes", tables.blob_table_bytes)));
@@ -71,7 +72,7 @@ pub(super) fn read(view: &View, tables: &Tables, options: &OpenOptions) -> Resul
         let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
         let (id, behind) = text.split_at_checked(end).unwrap_or((text, &[]));
         rest = behind.get(1..).unwrap_or_default();
-        let id = blob::id(id, options.placeholder_id.as_deref(), index, at)?;
+        let id = blob::id(id, tables.placeholder_id, index, at)?;
         blobs.push(read_extended(view, tables, index, id, prefetch_bytes.get())?);
     }
     if tables.extended_entries != 0 && blobs.len() > tables.extended_entries as usize {
@@ -85,7 +86,7 @@ pub(super) fn read(view: &View, tables: &Tables, options: &OpenOptions) -> Resul
 /// The facts of blob `index`, with its entry of the extended table.
 fn read_extended(
     view: &View,
-    tables: &Tables,
+    tables: &Tables<'_>,
     index: u32,
     id: String,
     prefetch_bytes: u32,
@@ -95,7 +96,6 @@ fn read_extended(
         id,
         features: 0,
         chunk_count: limits::MAX_CHUNKS_PER_BLOB,
-        chunk_count_known: false,
         chunk_bytes: tables.chunk_bytes,
         uncompressed_bytes: limits::MAX_BLOB_BYTES,
         compressed_bytes: limits::MAX_BLOB_FILE_BYTES,
@@ -111,9 +111,8 @@ fn read_extended(
     }
     let at = tables.extended_table.saturating_add(u64::from(index).saturating_mul(EXTENDED_ENTRY_BYTES));
     let raw: RawExtended = view.record_at(at)?;
-    facts.features = blob::known_features(raw.features.get(), at)?;
+    facts.features = blob::v5_features(raw.features.get(), &facts.id)?;
     facts.chunk_count = raw.chunk_count.get();
-    facts.chunk_count_known = true;
     facts.uncompressed_bytes = raw.uncompressed_bytes.get();
     facts.compressed_bytes = raw.compressed_bytes.get();
     if facts.chunk_count > limits::MAX_CHUNKS_PER_BLOB {
@@ -125,8 +124,13 @@ fn read_extended(
     if facts.compressed_bytes > limits::MAX_BLOB_FILE_BYTES {
         return Err(malformed("blob compressed size", at, format!("{}", facts.compressed_bytes)));
     }
+    let has = |bits: u32| facts.features & bits == bits;
+    if has(feature::EXTERNAL) {
+        // Cut into chunks by what keeps it, whatever the chunk size of the image.
+        facts.chunk_bytes = limits::MAX_CHUNK_BYTES;
+    }
     // Section 4.5: with the tail header that the builder writes behind the data, if it wrote one.
-    let tail = if facts.features & feature::CAP_TAR_TOC != 0 && facts.features & feature::HAS_TAR_HEADER != 0 {
+    let tail = if has(feature::CAP_TAR_TOC | feature::HAS_TAR_HEADER) && !has(feature::EXTERNAL) {
         TAR_HEADER_BYTES
     } else {
         0

@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::V5;
-use super::inode::Place;
 use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::inode::EachXattr;
 use crate::rafs::malformed;
+use crate::rafs::place::V5Place;
 
 /// Prefixes a name may have.
 const PREFIXES: [&[u8]; 3] = [b"user.", b"security.", b"trusted."];
@@ -16,7 +16,7 @@ const NAMES: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_defaul
 
 impl V5 {
     /// The range of the pairs; `None` without a table.
-    fn xattr_pairs(&self, place: &Place) -> Result<Option<Range<u64>>, RafsError> {
+    fn xattr_pairs(&self, place: &V5Place) -> Result<Option<Range<u64>>, RafsError> {
         if !place.has_xattrs {
             return Ok(None);
         }
@@ -30,7 +30,7 @@ impl V5 {
 
     /// Where the chunk array of a file starts: behind the xattr table and its padding.
     #[inline]
-    pub(super) fn chunks_offset(&self, place: &Place) -> Result<u64, RafsError> {
+    pub(super) fn chunks_offset(&self, place: &V5Place) -> Result<u64, RafsError> {
         Ok(match self.xattr_pairs(place)? {
             // The start is a multiple of 8.
             Some(pairs) => pairs.end.saturating_add(7) & !7,
@@ -39,7 +39,7 @@ impl V5 {
     }
 
     /// Calls `each` with every name and the range of its value, until it breaks (section 14, rule 11).
-    pub(in crate::rafs) fn for_each_xattr(&self, place: &Place, each: &mut EachXattr<'_>) -> Result<(), RafsError> {
+    pub(in crate::rafs) fn for_each_xattr(&self, place: &V5Place, each: &mut EachXattr<'_>) -> Result<(), RafsError> {
         let Some(pairs) = self.xattr_pairs(place)? else { return Ok(()) };
         let mut at = pairs.start;
         while at < pairs.end {

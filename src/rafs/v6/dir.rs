@@ -10,9 +10,7 @@ use zerocopy::Unaligned;
 use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U64;
 
-use super::BLOCK_BYTES;
 use super::V6;
-use super::inode::Place;
 use crate::limits;
 use crate::rafs::Needle;
 use crate::rafs::RafsError;
@@ -21,6 +19,7 @@ use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::is_legal_name;
 use crate::rafs::malformed;
+use crate::rafs::place::V6Place;
 use crate::sys::view::View;
 
 const ENTRY_BYTES: usize = 12;
@@ -168,11 +167,16 @@ impl V6 {
     /// The inode that `name` names in a directory of `size` bytes at `place`. Binary search over the blocks by first
     /// name, then in the one block that can hold it.
     #[inline]
-    pub(in crate::rafs) fn find(&self, place: &Place, size: u64, name: &[u8]) -> Result<Option<InodeFacts>, RafsError> {
+    pub(in crate::rafs) fn find(
+        &self,
+        place: &V6Place,
+        size: u64,
+        name: &[u8],
+    ) -> Result<Option<InodeFacts>, RafsError> {
         let needle = Needle::new(name);
         // Invariant: blocks below `low` start with a name <= `name`, those from `high` on with a greater one. The first
         // block needs no look: what is not in it if the name sorts before all others is not found there either.
-        let (mut low, mut high) = (1u64, size.div_ceil(BLOCK_BYTES));
+        let (mut low, mut high) = (1u64, self.blocks.count(size));
         while low < high {
             let middle = low.midpoint(high);
             let (at, len) = self.data_block(place, size, middle);
@@ -209,7 +213,7 @@ impl V6 {
 pub(in crate::rafs) struct Cursor<'a> {
     image: &'a V6,
     dir: u32,
-    place: Place,
+    place: V6Place,
     size: u64,
     /// The block with `number`; `None` before the first.
     block: Option<Block<'a>>,
@@ -220,7 +224,7 @@ pub(in crate::rafs) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     #[inline]
-    pub(in crate::rafs) fn new(image: &'a V6, dir: u32, place: Place, size: u64, from: u64) -> Self {
+    pub(in crate::rafs) fn new(image: &'a V6, dir: u32, place: V6Place, size: u64, from: u64) -> Self {
         let (number, slot) = (from >> SLOT_BITS, from & 0xffff);
         Self { image, dir, place, size, block: None, number, slot, name: [0; NAME_BUFFER_BYTES] }
     }
@@ -233,7 +237,7 @@ impl<'a> Cursor<'a> {
         };
         let slot = self.slot;
         self.slot = slot.saturating_add(1);
-        // Block numbers of a file below 2 GiB have 19 bits, slots 9: nothing is lost, and the sum is never 0.
+        // Block numbers of a file below 2 GiB have at most 22 bits, slots 9: nothing is lost, and the sum is never 0.
         let next = self.number << SLOT_BITS | self.slot;
         match read(&block, slot, self.dir, &mut self.name) {
             Ok((name, ino, kind)) => Some(Ok(DirEntry { name, ino, kind: kind.dirent_type(), next })),
@@ -248,7 +252,7 @@ impl<'a> Cursor<'a> {
     #[inline]
     fn advance(&mut self) -> Result<Option<Block<'a>>, RafsError> {
         loop {
-            if self.number.checked_mul(BLOCK_BYTES).is_none_or(|offset| offset >= self.size) {
+            if self.number.checked_mul(self.image.blocks.bytes()).is_none_or(|offset| offset >= self.size) {
                 return Ok(None);
             }
             let block = match self.block {

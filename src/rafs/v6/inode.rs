@@ -10,15 +10,16 @@ use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
-use super::BLOCK_BYTES;
 use super::V6;
 use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::count_chunks;
-use crate::rafs::inode;
 use crate::rafs::inode::InodeFacts;
 use crate::rafs::inode::Kind;
 use crate::rafs::malformed;
+use crate::rafs::place::Layout;
+use crate::rafs::place::Place;
+use crate::rafs::place::V6Place;
 
 const EXTENDED: u16 = 1;
 const EXTENDED_BYTES: u64 = 64;
@@ -29,33 +30,6 @@ pub(super) const XATTR_HEADER_BYTES: u64 = 12;
 
 /// Bytes of a chunk index.
 pub(super) const CHUNK_INDEX_BYTES: u64 = 8;
-
-/// Where the data of an inode are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// Nothing, or all of it at a block.
-    Flat,
-    /// Full blocks at a block, the tail behind the inode.
-    FlatInline,
-    /// Chunk indexes behind the inode.
-    Chunks,
-}
-
-/// Where the parts of an inode are.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::rafs) struct Place {
-    /// Offset of the inode.
-    at: u64,
-    /// Offset behind the inode itself, where its xattrs start.
-    pub(super) xattrs: u64,
-    /// Offset behind the xattrs; equal to `xattrs` without any.
-    pub(super) xattrs_end: u64,
-    /// Offset of what follows: inline tail or, aligned to 8, chunk indexes.
-    pub(super) body: u64,
-    layout: Layout,
-    /// First block of the data, where the layout has one.
-    block: u32,
-}
 
 /// The extended form as stored.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -158,7 +132,7 @@ impl V6 {
         let xattrs_end = xattrs.saturating_add(xattr_bytes);
         // Inodes start at multiples of 32, so aligning the offset aligns within the inode.
         let body = if layout == Layout::Chunks { xattrs_end.saturating_add(7) & !7 } else { xattrs_end };
-        let place = Place { at, xattrs, xattrs_end, body, layout, block: raw.union.get() };
+        let place = V6Place { at, xattrs, xattrs_end, body, layout, block: raw.union.get() };
         let size = raw.size.get();
         self.check_body(&place, size, kind)?;
         let (nlink, mtime_ns) = (raw.nlink.get(), raw.mtime_ns.get());
@@ -178,13 +152,13 @@ impl V6 {
             blocks: size.div_ceil(512),
             mtime: raw.mtime.get(),
             mtime_ns,
-            place: inode::Place::V6(place),
+            place: Place::V6(place),
         })
     }
 
     /// Checks that the inode's data, or its chunk indexes, lie inside the metadata.
     #[inline]
-    fn check_body(&self, place: &Place, size: u64, kind: Kind) -> Result<(), RafsError> {
+    fn check_body(&self, place: &V6Place, size: u64, kind: Kind) -> Result<(), RafsError> {
         if place.layout == Layout::Chunks {
             return self.check_chunk_indexes(place, size);
         }
@@ -196,17 +170,17 @@ impl V6 {
         }
         let mut at_block = size;
         if place.layout == Layout::FlatInline {
-            let tail = match size % BLOCK_BYTES {
-                0 => size.min(BLOCK_BYTES),
+            let tail = match self.blocks.rest(size) {
+                0 => size.min(self.blocks.bytes()),
                 tail => tail,
             };
             at_block = size.saturating_sub(tail);
             let end = place.body.saturating_add(tail);
-            if end > self.view.len() || place.at / BLOCK_BYTES != end.saturating_sub(1) / BLOCK_BYTES {
+            if end > self.view.len() || self.blocks.holding(place.at) != self.blocks.holding(end.saturating_sub(1)) {
                 return Err(malformed("inline data", place.at, format!("{tail} bytes leave the inode's block")));
             }
         }
-        let start = u64::from(place.block).saturating_mul(BLOCK_BYTES);
+        let start = self.blocks.start(place.block);
         if at_block != 0 && start.checked_add(at_block).is_none_or(|end| end > self.view.len()) {
             let reason = format!("{at_block} bytes at {start:#x} reach beyond the end of the metadata");
             return Err(malformed("inode data", place.at, reason));
@@ -215,7 +189,7 @@ impl V6 {
     }
 
     #[inline]
-    fn check_chunk_indexes(&self, place: &Place, size: u64) -> Result<(), RafsError> {
+    fn check_chunk_indexes(&self, place: &V6Place, size: u64) -> Result<(), RafsError> {
         // Bits 0 to 4 are a block size that the kernel uses and a RAFS reader ignores (section 4.8).
         if place.block & 0x20 == 0 || place.block & !0x3f != 0 {
             return Err(malformed("chunk format", place.at, format!("{:#x}", place.block)));
@@ -230,25 +204,28 @@ impl V6 {
 
     /// Where block `number` of a directory's or symlink's data is, and how much of it there is.
     #[inline]
-    pub(super) fn data_block(&self, place: &Place, size: u64, number: u64) -> (u64, u64) {
+    pub(super) fn data_block(&self, place: &V6Place, size: u64, number: u64) -> (u64, u64) {
         // The inode's data lie inside the file (`check_body`), so nothing overflows.
-        let offset = number.saturating_mul(BLOCK_BYTES);
-        let bytes = size.saturating_sub(offset).min(BLOCK_BYTES);
+        let offset = number.saturating_mul(self.blocks.bytes());
+        let bytes = size.saturating_sub(offset).min(self.blocks.bytes());
         let is_last = offset.saturating_add(bytes) >= size;
         let at = if place.layout == Layout::FlatInline && is_last {
             place.body
         } else {
-            u64::from(place.block).saturating_mul(BLOCK_BYTES).saturating_add(offset)
+            self.blocks.start(place.block).saturating_add(offset)
         };
         (at, bytes)
     }
 
-    /// The target of a symlink whose facts were checked: it fits one block.
-    pub(in crate::rafs) fn symlink(&self, place: &Place, size: u64) -> Result<Vec<u8>, RafsError> {
-        let (at, bytes) = self.data_block(place, size, 0);
-        let target = self.view.vec_at(at, bytes)?;
+    /// The target of a symlink whose facts were checked: at most 4095 bytes, one block or some sectors.
+    pub(in crate::rafs) fn symlink(&self, place: &V6Place, size: u64) -> Result<Vec<u8>, RafsError> {
+        let mut target = Vec::new();
+        for number in 0..self.blocks.count(size) {
+            let (at, bytes) = self.data_block(place, size, number);
+            target.extend(self.view.vec_at(at, bytes)?);
+        }
         if target.contains(&0) {
-            return Err(malformed("symlink target", at, "contains NUL"));
+            return Err(malformed("symlink target", place.at, "contains NUL"));
         }
         Ok(target)
     }

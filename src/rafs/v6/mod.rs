@@ -1,5 +1,6 @@
 //! RAFS v6 (format, section 4): an EROFS image with one extra device per blob. Superblocks and tables.
 
+mod blocks;
 pub(super) mod chunks;
 pub(super) mod dir;
 pub(super) mod inode;
@@ -17,30 +18,22 @@ use zerocopy::little_endian::U16;
 use zerocopy::little_endian::U32;
 use zerocopy::little_endian::U64;
 
+use self::blocks::Blocks;
+use super::NO_TOOLS;
 use super::RafsError;
 use super::blob;
 use super::blob::Flags;
 use super::check_disjoint;
 use super::chunks::RECORD_BYTES;
 use super::facts::BlobFacts;
-use super::image::OpenOptions;
 use super::inode::Kind;
 use super::malformed;
 use super::part;
+use super::unknown;
+use super::version::EROFS_MAGIC;
+use super::version::RAFS_FEATURE;
+use super::version::SUPERBLOCK;
 use crate::sys::view::View;
-
-/// Where the EROFS superblock is.
-pub(super) const SUPERBLOCK: u64 = 1024;
-/// Its magic number.
-pub(super) const MAGIC: u32 = 0xe0f5_e1e2;
-/// The compatible feature that tells RAFS from plain EROFS.
-pub(super) const RAFS_FEATURE: u32 = 0x4000_0000;
-/// Where the compatible features are.
-pub(super) const FEATURES: u64 = SUPERBLOCK + 8;
-
-/// Block size; the 512 bytes of tarfs are refused when an image is opened.
-pub(super) const BLOCK_BYTES: u64 = 4096;
-const BLOCK_BITS: u8 = 12;
 
 /// Unit of a nid.
 const NID_BYTES: u64 = 32;
@@ -51,8 +44,6 @@ const DEVICE_TABLE: u64 = 1408;
 const DEVICE_TABLE_SLOT: u16 = 11;
 /// Chunked files and a device table.
 const INCOMPATIBLE_FEATURES: u32 = 0xc;
-/// Block size bits of tarfs.
-const TARFS_BLOCK_BITS: u8 = 9;
 
 /// The EROFS superblock as stored (section 4.2).
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -101,6 +92,7 @@ pub(super) struct V6 {
     pub(super) blobs: Arc<[BlobFacts]>,
     pub(super) flags: Flags,
     pub(super) chunk_bytes: u32,
+    blocks: Blocks,
     /// Inodes as the superblock counts them: paths.
     pub(super) inodes: u64,
     pub(super) root: u32,
@@ -114,22 +106,24 @@ pub(super) struct V6 {
 
 impl V6 {
     /// Checks superblocks and tables (sections 4.2 to 4.5; 14, rules 1 to 4 and 16).
-    pub(super) fn open(view: View, options: &OpenOptions) -> Result<Self, RafsError> {
+    pub(super) fn open(view: View, placeholder_id: Option<&str>) -> Result<Self, RafsError> {
         let raw: RawSuperblock = view.record_at(SUPERBLOCK)?;
         let extended: RawExtended = view.record_at(EXTENDED_SUPERBLOCK)?;
         // The flags come first: they name what is not served, the rest would only look malformed.
         let flags = Flags::parse(extended.flags.get(), EXTENDED_SUPERBLOCK)?;
-        check_superblock(&raw)?;
+        let blocks = if flags.is_tarfs { Blocks::SECTORS } else { Blocks::PAGES };
+        check_superblock(&raw, blocks)?;
         let chunk_bytes = blob::chunk_bytes(extended.chunk_bytes.get(), EXTENDED_SUPERBLOCK.saturating_add(20))?;
         check_tables(&raw, &extended, view.len())?;
-        let blobs = tables::read(&view, &extended, raw.devices.get(), options)?;
+        let blobs = tables::Tables { extended: &extended, blocks, placeholder_id }.read(&view, raw.devices.get())?;
         let image = Self {
             blobs: blobs.into(),
             flags,
             chunk_bytes,
             inodes: raw.inodes.get(),
             root: raw.root_nid.get().into(),
-            meta: u64::from(raw.meta_block.get()).saturating_mul(BLOCK_BYTES),
+            blocks,
+            meta: blocks.start(raw.meta_block.get()),
             chunk_table: extended.chunk_table.get(),
             chunk_records: extended.chunk_table_bytes.get() / RECORD_BYTES,
             prefetch_table: extended.prefetch_table.get(),
@@ -169,9 +163,9 @@ impl V6 {
 }
 
 /// Section 14, rule 16. Times, uuid, name and block count have no effect and are not looked at.
-fn check_superblock(raw: &RawSuperblock) -> Result<(), RafsError> {
+fn check_superblock(raw: &RawSuperblock, blocks: Blocks) -> Result<(), RafsError> {
     let rows: [(&'static str, u64, u64, u64); 9] = [
-        ("EROFS magic", 0, raw.magic.get().into(), MAGIC.into()),
+        ("EROFS magic", 0, raw.magic.get().into(), EROFS_MAGIC.into()),
         ("checksum", 4, raw.checksum.get().into(), 0),
         ("feature_compat", 8, raw.compatible.get().into(), RAFS_FEATURE.into()),
         ("extension slots", 13, raw.extension_slots.into(), 0),
@@ -179,10 +173,11 @@ fn check_superblock(raw: &RawSuperblock) -> Result<(), RafsError> {
         ("feature_incompat", 80, raw.incompatible.get().into(), INCOMPATIBLE_FEATURES.into()),
         ("union", 84, raw.union.get().into(), 0),
         ("device table slot", 88, raw.device_slot.get().into(), DEVICE_TABLE_SLOT.into()),
-        ("block size bits", 12, raw.block_bits.into(), BLOCK_BITS.into()),
+        ("block size bits", 12, raw.block_bits.into(), blocks.bits().into()),
     ];
-    if raw.block_bits == TARFS_BLOCK_BITS {
-        return Err(RafsError::Unsupported("tarfs mode"));
+    let strange = raw.incompatible.get() & !INCOMPATIBLE_FEATURES;
+    if strange != 0 {
+        return Err(unknown(format!("feature_incompat {strange:#x}"), "the EROFS image", NO_TOOLS));
     }
     for (field, offset, found, expected) in rows {
         if found != expected {
@@ -230,7 +225,8 @@ mod tests {
     use crate::rafs::facts::Digester;
     use crate::rafs::facts::feature;
     use crate::rafs::inode::InodeFacts;
-    use crate::rafs::inode::Place;
+    use crate::rafs::place::Place;
+    use crate::rafs::place::V6Place;
 
     /// An image of nothing but `parts`, each at its offset, with a blob of 4 KiB chunks.
     fn image_of(parts: &[(usize, &str)]) -> V6 {
@@ -244,7 +240,6 @@ mod tests {
             id: "blob".to_owned(),
             features: feature::ALIGNED,
             chunk_count: 136,
-            chunk_count_known: true,
             chunk_bytes: 4096,
             uncompressed_bytes: 557_056,
             compressed_bytes: 66_076,
@@ -260,6 +255,7 @@ mod tests {
             blobs: Arc::new([blob]),
             flags: Flags::parse(0x24, 0).unwrap(),
             chunk_bytes: 4096,
+            blocks: Blocks::PAGES,
             inodes: 1,
             root: 128,
             meta: 0,
@@ -270,7 +266,7 @@ mod tests {
         }
     }
 
-    fn place(facts: &InodeFacts) -> inode::Place {
+    fn place(facts: &InodeFacts) -> V6Place {
         let Place::V6(place) = facts.place else { panic!("{facts:?}") };
         place
     }

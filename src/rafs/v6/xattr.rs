@@ -1,12 +1,12 @@
 //! Extended attributes of v6 (format, section 4.9).
 
 use super::V6;
-use super::inode::Place;
 use super::inode::XATTR_HEADER_BYTES;
 use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::inode::EachXattr;
 use crate::rafs::malformed;
+use crate::rafs::place::V6Place;
 
 /// The prefix with the number `number`, and whether it is the whole name.
 fn prefix(number: u8) -> Option<(&'static [u8], bool)> {
@@ -22,7 +22,7 @@ fn prefix(number: u8) -> Option<(&'static [u8], bool)> {
 
 impl V6 {
     /// Calls `each` with every name and the range of its value, until it breaks (section 14, rule 11).
-    pub(in crate::rafs) fn for_each_xattr(&self, place: &Place, each: &mut EachXattr<'_>) -> Result<(), RafsError> {
+    pub(in crate::rafs) fn for_each_xattr(&self, place: &V6Place, each: &mut EachXattr<'_>) -> Result<(), RafsError> {
         if place.xattrs_end == place.xattrs {
             return Ok(());
         }

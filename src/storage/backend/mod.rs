@@ -5,6 +5,7 @@
 //! chunks, caches or readers.
 
 pub mod localfs;
+pub mod routed;
 
 use std::ops::Range;
 use std::path::PathBuf;

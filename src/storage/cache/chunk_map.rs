@@ -12,6 +12,8 @@ use super::file::Identity;
 use super::file::Opened;
 use super::file::identity_of_open;
 use super::file::set_len_with_room;
+use crate::storage::steps::Step;
+use crate::storage::steps::pass;
 use crate::sys::bitmap::SharedBytes;
 
 const HEADER_BYTES: u64 = 4096;
@@ -32,32 +34,40 @@ pub struct ChunkMap {
 
 impl ChunkMap {
     /// Opens, or makes, the map `name` for `chunks` chunks (at least one). A file that is empty or whose header is all
-    /// zeros is initialised. Sets "all ready" when all bits are set, as upstream does.
+    /// zeros is initialised. One that is too short or has another header is damaged, and replaced: its bits are hints,
+    /// nothing else. It is not mended in place: somebody may have it mapped. Sets "all ready" when all bits are set, as
+    /// upstream does.
     ///
     /// The caller holds the blob's setup lock.
     ///
     /// # Errors
     /// [`CacheError`].
     pub fn open(directory: &Directory, name: &str, chunks: u32) -> Result<Self, CacheError> {
-        let Opened { file, len, .. } = directory.open_or_create(name)?;
         let failed = |error: std::io::Error| directory.failed(name, error);
         let expected = HEADER_BYTES + u64::from(chunks).div_ceil(8);
-        if len != 0 && len != expected {
-            return Err(CacheError::MapSize { path: directory.path_of(name), actual: len, expected });
+        let mut opened = directory.open_or_create(name)?;
+        pass(Step::MapMade);
+        if opened.len > expected {
+            return Err(CacheError::MapSize { path: directory.path_of(name), actual: opened.len, expected });
         }
+        if is_damaged(&opened, expected).map_err(failed)? {
+            tracing::warn!(path = %directory.path_of(name).display(), "chunk map is damaged; chunks are fetched again");
+            directory.remove(name)?;
+            opened = directory.open_or_create(name)?;
+        }
+        let file = opened.file;
         set_len_with_room(&file, expected).map_err(failed)?;
+        pass(Step::MapSized);
         let mut header = [0; 16];
         read_exact_at(&file, &mut header, 0).map_err(failed)?;
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         if header == [0; 16] {
             let new = [MAGIC, VERSION, MAGIC_2, 0].map(u32::to_le_bytes).concat();
             write_all_at(&file, &new, 0).map_err(failed)?;
-        } else if [word(0), word(4), word(8)] != [MAGIC, VERSION, MAGIC_2] {
-            return Err(CacheError::MapMagic { path: directory.path_of(name) });
         }
+        pass(Step::MapReady);
         let bytes = SharedBytes::map(file.as_fd(), expected).map_err(failed)?;
         let map = Self { bytes, chunks, identity: identity_of_open(&file).map_err(failed)? };
-        if word(12) != ALL_READY && (0..chunks).all(|chunk| map.is_set(chunk)) {
+        if header[12..] != ALL_READY.to_le_bytes() && (0..chunks).all(|chunk| map.is_set(chunk)) {
             write_all_at(&file, &ALL_READY.to_le_bytes(), ALL_READY_OFFSET).map_err(failed)?;
         }
         Ok(map)
@@ -89,6 +99,16 @@ impl ChunkMap {
     fn place(&self, chunk: u32) -> Option<(usize, u8)> {
         (chunk < self.chunks).then(|| (HEADER_BYTES as usize + (chunk / 8) as usize, 0x80 >> (chunk % 8)))
     }
+}
+
+/// Whether the file, which is not longer than `expected`, is no map of this length.
+fn is_damaged(opened: &Opened, expected: u64) -> std::io::Result<bool> {
+    if opened.len < expected {
+        return Ok(opened.len != 0);
+    }
+    let mut header = [0; 12];
+    read_exact_at(&opened.file, &mut header, 0)?;
+    Ok(header != [0; 12] && header != *[MAGIC, VERSION, MAGIC_2].map(u32::to_le_bytes).as_flattened())
 }
 
 /// Fills `out` from `offset`; the end of the file is an error.
@@ -139,15 +159,24 @@ mod tests {
     }
 
     #[test]
-    fn foreign_files_are_refused_and_zeros_initialised() {
+    fn foreign_files_are_refused_damaged_ones_replaced_and_zeros_initialised() {
         let (dir, directory) = directory();
-        std::fs::write(dir.path().join("short"), [1; 100]).unwrap();
+        std::fs::write(dir.path().join("long"), [0; 4099]).unwrap();
         assert!(matches!(
-            ChunkMap::open(&directory, "short", 9),
-            Err(CacheError::MapSize { actual: 100, expected: 4098, .. })
+            ChunkMap::open(&directory, "long", 9),
+            Err(CacheError::MapSize { actual: 4099, expected: 4098, .. })
         ));
-        std::fs::write(dir.path().join("magic"), [1; 4098]).unwrap();
-        assert!(matches!(ChunkMap::open(&directory, "magic", 9), Err(CacheError::MapMagic { .. })));
+        let mut old = vec![0xff; 4098];
+        old[..12].copy_from_slice(b"PAMB\x01\0\0\0PAMX");
+        for damaged in [&old[..], &[1; 100], &[0; 100]] {
+            std::fs::write(dir.path().join("damaged"), damaged).unwrap();
+            let inode = |path: &str| std::os::unix::fs::MetadataExt::ino(&dir.path().join(path).metadata().unwrap());
+            std::fs::hard_link(dir.path().join("damaged"), dir.path().join("old")).unwrap();
+            let map = ChunkMap::open(&directory, "damaged", 9).unwrap();
+            assert!(!(0..9).any(|chunk| map.is_set(chunk)));
+            assert_ne!(inode("damaged"), inode("old"), "whoever has the old one goes on with it");
+            std::fs::remove_file(dir.path().join("old")).unwrap();
+        }
         std::fs::write(dir.path().join("zeros"), [0; 4098]).unwrap();
         assert!(!ChunkMap::open(&directory, "zeros", 9).unwrap().is_set(3));
         std::os::unix::fs::symlink("zeros", dir.path().join("link")).unwrap();

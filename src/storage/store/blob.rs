@@ -7,6 +7,7 @@
 //! `flights` is a leaf lock but for [`Parked`]'s own; it is never held over I/O or a callback.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -15,13 +16,18 @@ use arc_swap::Guard;
 
 use super::Inner;
 use super::error::ReadError;
+use super::fetch::Wanted;
 use super::parked::Outcome;
 use super::parked::Parked;
 use super::table::TableCell;
 use crate::limits::STORAGE_WARNING_INTERVAL;
 use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::ChunkFacts;
 use crate::storage::cache::Generation;
+use crate::storage::cache::Setup;
+use crate::storage::cache::claims::Right;
 use crate::storage::cache::generation::Presence;
+use crate::storage::codec::Sealing;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
@@ -34,11 +40,14 @@ pub(super) struct Blob {
     pub(super) id: Arc<str>,
     /// What is known of its chunks.
     pub(super) table: TableCell,
+    /// How its pieces are encrypted.
+    pub(super) sealing: Option<Sealing>,
     /// Warnings about its cache.
     pub(super) cache_warning: RateLimit,
     /// Warnings about reads of it.
     pub(super) read_warning: RateLimit,
     files: Option<ArcSwap<Generation>>,
+    setup: Setup,
     flights: Mutex<HashMap<u32, Vec<Arc<Parked>>>>,
     renewing: Mutex<()>,
     /// What tests do in the moment before a chunk is locked.
@@ -57,6 +66,7 @@ type Step = Box<dyn FnOnce(u32) + Send>;
 #[cfg(test)]
 impl Seam {
     /// At the next pass, `step` is called with the chunk.
+    #[cfg_attr(feature = "model", expect(dead_code, reason = "the models need no help to meet such moments"))]
     pub(super) fn set(&self, step: impl FnOnce(u32) + Send + 'static) {
         *lock(&self.0) = Some(Box::new(step));
     }
@@ -108,15 +118,17 @@ impl Interest {
 }
 
 impl Blob {
-    /// A blob whose cache files are `files`; `None`: it is not cached.
-    pub(super) fn new(facts: BlobFacts, files: Option<Generation>) -> Self {
+    /// A blob whose cache files are `files`, opened as `setup` says; `None`: it is not cached.
+    pub(super) fn new(facts: BlobFacts, files: Option<Generation>, setup: Setup) -> Self {
         Self {
             id: Arc::from(facts.id.as_str()),
+            sealing: facts.cipher.as_ref().map(Sealing::new),
             facts,
             table: TableCell::default(),
             cache_warning: RateLimit::default(),
             read_warning: RateLimit::default(),
             files: files.map(ArcSwap::from_pointee),
+            setup,
             flights: Mutex::default(),
             renewing: Mutex::default(),
             #[cfg(test)]
@@ -150,8 +162,10 @@ impl Blob {
         if old.is_current(directory, &self.facts) {
             return;
         }
-        match Generation::reopen(directory, &self.facts, inner.options.boot_id, &old) {
-            Ok(new) => {
+        match old.reopen(directory, &self.facts, &self.setup) {
+            // What is open goes on.
+            Ok(None) => {}
+            Ok(Some(new)) => {
                 tracing::warn!(blob = %self.id, "cache files were removed or truncated while in use; opened anew");
                 inner.metrics.storage.cache_reopened.add(1);
                 files.store(Arc::new(new));
@@ -163,39 +177,84 @@ impl Blob {
         }
     }
 
-    /// Lets `parked` wait for `chunk` where that is needed; it then expects one arrival more.
+    /// Whether somebody sees to `chunk` at this moment.
+    pub(super) fn is_in_flight(&self, chunk: u32) -> bool {
+        lock(&self.flights).contains_key(&chunk)
+    }
+
+    /// Lets `parked` wait for `chunk` where that is needed; it then expects one arrival more. If the chunk is claimed,
+    /// those of `companions` that are missing and not in flight are claimed with it, in the same moment.
     pub(super) fn admit(
         self: &Arc<Self>,
         chunk: u32,
+        companions: Vec<(u32, ChunkFacts)>,
         files: Option<&Arc<Generation>>,
         parked: &Arc<Parked>,
-    ) -> Admission {
+    ) -> (Admission, Vec<Wanted>) {
         let mut flights = lock(&self.flights);
         if let Some(waiters) = flights.get_mut(&chunk) {
             parked.expect_one();
             waiters.push(Arc::clone(parked));
-            return Admission::Joined;
+            return (Admission::Joined, Vec::new());
         }
         if files.is_some_and(|files| files.extents.get(chunk).is_some_and(|extent| extent.touched)) {
-            return Admission::Here;
+            return (Admission::Here, Vec::new());
         }
         parked.expect_one();
         flights.insert(chunk, vec![Arc::clone(parked)]);
-        Admission::Claimed(self.claim(chunk, files))
+        let mut claimed = Vec::with_capacity(companions.len());
+        for (chunk, facts) in companions {
+            let is_missing = files.is_none_or(|files| files.presence(chunk, &facts) == Presence::Missing);
+            if is_missing && let Entry::Vacant(flight) = flights.entry(chunk) {
+                flight.insert(Vec::new());
+                claimed.push((self.claim(chunk, files), facts));
+            }
+        }
+        (Admission::Claimed(self.claim(chunk, files)), claimed)
     }
 
     /// Claims `chunk`, for which nobody waits, if it is missing and not in flight.
-    pub(super) fn claim_missing(self: &Arc<Self>, chunk: u32, files: &Arc<Generation>) -> Option<Claim> {
+    pub(super) fn claim_missing(
+        self: &Arc<Self>,
+        chunk: u32,
+        facts: &ChunkFacts,
+        files: &Arc<Generation>,
+    ) -> Option<Claim> {
         let mut flights = lock(&self.flights);
-        if flights.contains_key(&chunk) || files.presence(chunk) != Presence::Missing {
+        if flights.contains_key(&chunk) || files.presence(chunk, facts) != Presence::Missing {
             return None;
         }
         flights.insert(chunk, Vec::new());
         Some(self.claim(chunk, Some(files)))
     }
 
+    /// Ends the flights of those of `chunks`, all of this blob and without cache files, for which nobody waits, all in
+    /// the same moment, and gives the others back: whoever claims one of them next can claim all.
+    pub(super) fn drop_idle(&self, chunks: Vec<Wanted>) -> Vec<Wanted> {
+        let mut flights = lock(&self.flights);
+        let mut live = Vec::new();
+        for (mut claim, facts) in chunks {
+            let waiters = flights.get(&claim.chunk);
+            if waiters.is_some_and(|waiters| Interest::of(waiters) != Interest::Nobody) {
+                live.push((claim, facts));
+            } else {
+                flights.remove(&claim.chunk);
+                claim.is_open = false;
+            }
+        }
+        live
+    }
+
     fn claim(self: &Arc<Self>, chunk: u32, files: Option<&Arc<Generation>>) -> Claim {
         Claim { blob: Arc::clone(self), files: files.cloned(), chunk, is_locked: false, is_alone: false, is_open: true }
+    }
+
+    /// The place of a chunk is another image's: said once in a while, since it costs speed.
+    pub(super) fn note_disputed(&self, inner: &Inner, chunk: u32) {
+        inner.metrics.storage.disputed_chunks.add(1);
+        if self.cache_warning.passes() {
+            tracing::warn!(blob = %self.id, chunk, "another image describes this blob otherwise; not cached");
+        }
     }
 
     fn land(&self, chunk: u32, outcome: &Outcome) {
@@ -286,6 +345,22 @@ impl Claim {
     /// Fetches the chunk although another process has it: that one does not get on.
     pub(super) fn ignore_lock(&mut self) {
         self.is_alone = true;
+    }
+
+    /// By which right the place of the chunk can be claimed.
+    pub(super) fn right(&self) -> Right {
+        if self.is_locked { Right::Locked } else { Right::Unlocked }
+    }
+
+    /// Whether who has the lock fetches what another image calls by this number: then there is nothing to wait for.
+    pub(super) fn is_contested(&self, facts: &ChunkFacts) -> bool {
+        self.files.as_ref().is_some_and(|files| files.is_contested(self.chunk, facts))
+    }
+
+    /// The chunk has no place in the cache files: it is read into memory, and is no business of other processes.
+    pub(super) fn leave_files(&mut self) {
+        self.unlock();
+        self.files = None;
     }
 
     fn unlock(&mut self) {

@@ -48,10 +48,12 @@ pub enum ReadError {
         source: RafsError,
     },
     /// The chunk table of a blob cannot be decoded.
-    #[error("the chunk table of blob {blob} cannot be decoded")]
+    #[error("the chunk table of blob {blob}, at offset {offset:#x} of its file, cannot be decoded")]
     TableData {
         /// Index of the blob.
         blob: u32,
+        /// Where the table is stored.
+        offset: u64,
         /// Why.
         source: CodecError,
     },
@@ -64,12 +66,14 @@ pub enum ReadError {
         source: BackendError,
     },
     /// The backend's bytes are not those of the chunk.
-    #[error("chunk {chunk} of blob {blob} is damaged")]
+    #[error("chunk {chunk} of blob {blob}, stored at offset {offset:#x}, is damaged")]
     Damaged {
         /// Index of the blob.
         blob: u32,
         /// Index of the chunk.
         chunk: u32,
+        /// Where its stored bytes begin, or those of the piece that it is a part of.
+        offset: u64,
         /// How it shows.
         source: CodecError,
     },

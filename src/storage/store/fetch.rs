@@ -1,10 +1,9 @@
-//! From missing chunks to landed ones: merge, ask the backend, decode, verify, write, publish.
+//! Questions to a backend: asked as the budget allows, asked again, given up.
 //!
 //! A [`Work`] is one question to the backend with all it needs to be asked again. Wherever it is dropped, its claims
 //! fail their waiters. While the backend has it, or a timer, it lies in the store's register, from where a deadline or
 //! the end of the store takes it away from a backend that never answers.
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::time::Duration;
 use std::time::Instant;
@@ -17,26 +16,26 @@ use super::blob::back_off;
 use super::budget::Permit;
 use super::error::ReadError;
 use super::foreign::Foreign;
+use super::landing::Fetched;
+use super::landing::Landing;
+use super::lot;
+use super::lot::Lot;
 use super::parked::Outcome;
 use super::table::Duty;
-use crate::limits::DAMAGE_RETRIES;
 use crate::limits::RETRY_PAUSE;
 use crate::rafs::facts::ChunkFacts;
-use crate::rafs::facts::Coding;
 use crate::rafs::facts::MetaLocation;
 use crate::storage::backend::Answer;
+use crate::storage::backend::Backend;
 use crate::storage::backend::BackendError;
 use crate::storage::backend::Class;
 use crate::storage::backend::Request;
 use crate::storage::backend::Ticket;
-use crate::storage::codec;
-use crate::storage::codec::CodecError;
 use crate::storage::pool::Urgency;
-use crate::storage::pool::when_idle;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Mutex;
 use crate::storage::sync::lock;
-use crate::sys::heap::discard;
+use crate::storage::sync::now;
 
 /// A claimed chunk and how to get it.
 pub(super) type Wanted = (Claim, ChunkFacts);
@@ -44,7 +43,7 @@ pub(super) type Wanted = (Claim, ChunkFacts);
 /// What is asked for.
 enum Goal {
     /// Chunks whose stored bytes lie in the range.
-    Chunks { chunks: Vec<Wanted>, damaged: u32 },
+    Chunks { lots: Vec<Lot>, damaged: u32 },
     /// The chunk table of a blob.
     Table { duty: Duty, location: MetaLocation },
 }
@@ -54,9 +53,19 @@ pub(super) struct Work {
     /// Its share of the budget while bytes may come.
     pub(super) permit: Option<Permit>,
     blob: Arc<Blob>,
+    place: Place,
     range: Range<u64>,
     failures: u32,
     goal: Goal,
+}
+
+/// Where the bytes of a range are.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    /// Who has them.
+    pub(super) backend: Arc<dyn Backend>,
+    /// Name of the file there.
+    pub(super) file: Arc<str>,
 }
 
 /// What lies in the register.
@@ -101,21 +110,20 @@ impl Entry {
 }
 
 impl Work {
-    /// Chunks of `blob` in `range`, at least one.
-    pub(super) fn chunks(blob: Arc<Blob>, range: Range<u64>, chunks: Vec<Wanted>) -> Self {
-        Self { permit: None, blob, range, failures: 0, goal: Goal::Chunks { chunks, damaged: 0 } }
+    /// The chunk table of a blob, which is at `place`.
+    pub(super) fn table(duty: Duty, location: MetaLocation, place: Place, range: Range<u64>) -> Self {
+        let blob = Arc::clone(&duty.blob);
+        Self { permit: None, blob, place, range, failures: 0, goal: Goal::Table { duty, location } }
     }
 
-    /// The chunk table of a blob.
-    pub(super) fn table(duty: Duty, location: MetaLocation, range: Range<u64>) -> Self {
-        Self { permit: None, blob: Arc::clone(&duty.blob), range, failures: 0, goal: Goal::Table { duty, location } }
-    }
-
-    /// Bytes that it may hold at once: those of the range and one decoded piece.
+    /// Bytes that it may hold at once: those of the range, one decoded piece, and all decoded units.
     pub(super) fn weight(&self) -> u64 {
         let decoded = match &self.goal {
-            Goal::Chunks { chunks, .. } => {
-                chunks.iter().map(|(_, facts)| u64::from(facts.uncompressed_bytes)).max().unwrap_or(0)
+            Goal::Chunks { lots, .. } => {
+                let chunks = lots.iter().flat_map(|lot| &lot.chunks);
+                let largest = chunks.map(|(_, facts)| facts.uncompressed_bytes).max().unwrap_or(0);
+                let units: u64 = lots.iter().map(|lot| u64::from(lot.recipe.plain_bytes())).sum();
+                units.saturating_add(largest.into())
             }
             Goal::Table { location, .. } => location.uncompressed_bytes,
         };
@@ -124,8 +132,9 @@ impl Work {
 
     fn interest(&self) -> Interest {
         match &self.goal {
-            Goal::Chunks { chunks, .. } => {
-                chunks.iter().fold(Interest::Nobody, |all, (claim, _)| all.or(claim.interest()))
+            Goal::Chunks { lots, .. } => {
+                let chunks = lots.iter().flat_map(|lot| &lot.chunks);
+                chunks.fold(Interest::Nobody, |all, (claim, _)| all.or(claim.interest()))
             }
             Goal::Table { duty, .. } => duty.interest(),
         }
@@ -134,12 +143,15 @@ impl Work {
     /// `None` if nobody waits for any of its chunks any more: what is only amplification is not worth a request.
     fn unless_idle(mut self) -> Option<Self> {
         if self.interest() == Interest::Nobody
-            && let Goal::Chunks { chunks, .. } = &mut self.goal
+            && let Goal::Chunks { lots, .. } = &mut self.goal
         {
             // One by one, since a read may join at any moment.
             let live = |(claim, facts): Wanted| claim.unless_idle().map(|claim| (claim, facts));
-            *chunks = std::mem::take(chunks).into_iter().filter_map(live).collect();
-            if chunks.is_empty() {
+            for lot in &mut *lots {
+                lot.chunks = std::mem::take(&mut lot.chunks).into_iter().filter_map(live).collect();
+            }
+            lots.retain(|lot| !lot.chunks.is_empty());
+            if lots.is_empty() {
                 return None;
             }
         }
@@ -149,8 +161,9 @@ impl Work {
     fn fail(self, error: BackendError) {
         let error = ReadError::Backend { blob: self.blob.facts.index, source: error };
         match self.goal {
-            Goal::Chunks { chunks, .. } => {
-                chunks.into_iter().for_each(|(claim, _)| claim.land(&Outcome::Failed(error.clone())));
+            Goal::Chunks { lots, .. } => {
+                let chunks = lots.into_iter().flat_map(|lot| lot.chunks);
+                chunks.for_each(|(claim, _)| claim.land(&Outcome::Failed(error.clone())));
             }
             Goal::Table { duty, .. } => duty.fail(error),
         }
@@ -165,10 +178,26 @@ impl Work {
         let pause = back_off(&RETRY_PAUSE, self.failures);
         match self.interest() {
             Interest::Nobody => None,
-            Interest::Until(deadline) => (Instant::now() + pause < deadline).then_some(pause),
+            Interest::Until(deadline) => (now() + pause < deadline).then_some(pause),
             Interest::Forever => Some(pause),
         }
     }
+}
+
+/// Asks for `chunks` of `blob`, whose stored bytes lie in `range`, as soon as the budget allows.
+pub(super) fn submit_chunks(inner: &Arc<Inner>, blob: &Arc<Blob>, range: Range<u64>, chunks: Vec<Wanted>) {
+    submit_again(inner, blob, range, chunks, 0);
+}
+
+/// As [`submit_chunks`], after their bytes were wrong `damaged` times.
+pub(super) fn submit_again(inner: &Arc<Inner>, blob: &Arc<Blob>, range: Range<u64>, chunks: Vec<Wanted>, damaged: u32) {
+    let lots = lot::lots(blob, chunks);
+    if lots.is_empty() {
+        return;
+    }
+    let place = Place { backend: Arc::clone(&inner.backend), file: Arc::clone(&blob.id) };
+    let goal = Goal::Chunks { lots, damaged };
+    submit(inner, Work { permit: None, blob: Arc::clone(blob), place, range, failures: 0, goal });
 }
 
 /// Asks as soon as the budget allows.
@@ -191,7 +220,7 @@ pub(super) fn issue(inner: &Arc<Inner>, work: Work) {
         Interest::Nobody => inner.deadline(),
     };
     inner.metrics.storage.backend_requests.add(1);
-    let (blob, range) = (Arc::clone(&work.blob.id), work.range.clone());
+    let (Place { backend, file }, range) = (work.place.clone(), work.range.clone());
     let (id, held) = inner.hold(Held::Work(work), deadline);
     let weak = Arc::downgrade(inner);
     let answer = Answer::new(move |result| {
@@ -202,7 +231,7 @@ pub(super) fn issue(inner: &Arc<Inner>, work: Work) {
         let pool = Arc::clone(&inner.pool);
         pool.spawn(Urgency::Demand, move || answered(&inner, work, result));
     });
-    let ticket = inner.backend.read(Request { blob, range, class: Class::Demand, deadline }, answer);
+    let ticket = backend.read(Request { blob: file, range, class: Class::Demand, deadline }, answer);
     inner.attach(id, ticket);
 }
 
@@ -221,7 +250,7 @@ pub(super) fn answered(inner: &Arc<Inner>, work: Work, result: Result<Vec<u8>, B
         }
         Err(error) => {
             inner.metrics.storage.backend_errors.add(1);
-            tracing::debug!(blob = %work.blob.id, range = ?work.range, %error, "backend request failed");
+            tracing::debug!(blob = %work.blob.id, file = %work.place.file, range = ?work.range, %error, "backend request failed");
             failed(inner, work, error);
         }
     }
@@ -242,114 +271,16 @@ fn failed(inner: &Arc<Inner>, mut work: Work, error: BackendError) {
 
 fn arrived(inner: &Arc<Inner>, work: Work, bytes: Vec<u8>) {
     let Work { permit, blob, range, goal, .. } = work;
-    let (chunks, damaged) = match goal {
-        Goal::Table { duty, location } => return duty.arrived(inner, &location, &bytes),
-        Goal::Chunks { chunks, damaged } => (chunks, damaged),
-    };
-    let (wanted, rest): (Vec<_>, Vec<_>) =
-        chunks.into_iter().partition(|(claim, _)| claim.interest() != Interest::Nobody);
-    for wanted in wanted {
-        if let Some(again) = finish(inner, wanted, &bytes, range.start, damaged) {
-            let range = stored(&again.1);
-            let goal = Goal::Chunks { chunks: vec![again], damaged: damaged.saturating_add(1) };
-            submit(inner, Work { permit: None, blob: Arc::clone(&blob), range, failures: 0, goal });
+    match goal {
+        Goal::Table { duty, location } => duty.arrived(inner, &location, &bytes),
+        Goal::Chunks { lots, damaged } => {
+            let fetched = Arc::new(Fetched::new(range.start, bytes));
+            Landing::new(blob, fetched, lots).after(damaged, permit).land(inner);
         }
     }
-    if rest.is_empty() {
-        return;
-    }
-    let inner_later = Arc::clone(inner);
-    inner.pool.spawn(Urgency::Background, move || {
-        let _until_done = permit;
-        for chunk in rest {
-            finish(&inner_later, chunk, &bytes, range.start, DAMAGE_RETRIES);
-        }
-    });
 }
 
 /// Stored bytes of a chunk in its blob.
 pub(super) fn stored(facts: &ChunkFacts) -> Range<u64> {
     facts.compressed_offset..facts.compressed_offset.saturating_add(u64::from(facts.compressed_bytes))
-}
-
-thread_local! {
-    /// Decoded bytes of the chunk at work; kept, while there is work, so that its pages are not taken from the system
-    /// each time.
-    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Makes a chunk of `bytes`, which begin at `start` in the blob, ready. Gives it back if it is damaged and worth
-/// another attempt.
-fn finish(inner: &Inner, wanted: Wanted, bytes: &[u8], start: u64, damaged: u32) -> Option<Wanted> {
-    let (claim, facts) = wanted;
-    let from = facts.compressed_offset.checked_sub(start).and_then(|from| usize::try_from(from).ok());
-    let stored = from.and_then(|from| bytes.get(from..)?.get(..facts.compressed_bytes as usize));
-    let verified = match stored {
-        None => Err(CodecError::Length { expected: facts.compressed_bytes as usize, actual: 0 }),
-        Some(stored) => with_plain(&claim.blob, &facts, stored, |plain| keep(inner, &claim, &facts, plain)),
-    };
-    match verified {
-        Ok(outcome) => {
-            inner.metrics.storage.chunks_fetched.add(1);
-            claim.land(&outcome);
-            None
-        }
-        Err(source) => {
-            inner.metrics.storage.digest_mismatches.add(1);
-            if damaged < DAMAGE_RETRIES && claim.interest() != Interest::Nobody {
-                return Some((claim, facts));
-            }
-            let (blob, chunk) = (claim.blob.facts.index, claim.chunk);
-            // The table may be what is wrong.
-            let error = if claim.blob.table.suspect_found() {
-                ReadError::Outdated(blob)
-            } else {
-                ReadError::Damaged { blob, chunk, source }
-            };
-            claim.land(&Outcome::Failed(error));
-            None
-        }
-    }
-}
-
-/// Decodes and verifies `stored`; `use_plain` sees the plain bytes only if they are right.
-fn with_plain<T>(
-    blob: &Blob,
-    facts: &ChunkFacts,
-    stored: &[u8],
-    use_plain: impl FnOnce(&[u8]) -> T,
-) -> Result<T, CodecError> {
-    // The stored bytes leave their mark in the allocator too.
-    when_idle(|| discard(PLAIN.take()));
-    let verify = |plain: &[u8]| codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain);
-    if facts.coding == Coding::Plain {
-        verify(stored)?;
-        return Ok(use_plain(stored));
-    }
-    PLAIN.with_borrow_mut(|plain| {
-        let len = facts.uncompressed_bytes as usize;
-        if plain.len() < len {
-            plain.resize(len, 0);
-        }
-        let plain = plain.get_mut(..len).unwrap_or_default();
-        codec::decode(blob.facts.compressor, stored, plain)?;
-        verify(plain)?;
-        Ok(use_plain(plain))
-    })
-}
-
-/// Writes a verified chunk to the cache; if that fails, the waiters get it from memory.
-fn keep(inner: &Inner, claim: &Claim, facts: &ChunkFacts, plain: &[u8]) -> Outcome {
-    let in_memory = || Outcome::Memory { offset: facts.uncompressed_offset, plain: Arc::new(plain.to_vec()) };
-    let Some(files) = &claim.files else { return in_memory() };
-    match files.store(claim.chunk, facts.uncompressed_offset, plain) {
-        Ok(()) => Outcome::Ready,
-        Err(error) => {
-            inner.metrics.storage.cache_write_errors.add(1);
-            if claim.blob.cache_warning.passes() {
-                tracing::warn!(blob = %claim.blob.id, %error, "cache cannot be written; reads are served from memory");
-            }
-            in_memory()
-        }
-    }
 }

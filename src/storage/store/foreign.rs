@@ -15,6 +15,7 @@ use crate::limits::FOREIGN_PATIENCE;
 use crate::limits::FOREIGN_PAUSE;
 use crate::storage::cache::generation::Presence;
 use crate::storage::sync::Arc;
+use crate::storage::sync::now;
 
 /// Chunks whose locks other processes hold, and the next pause.
 pub(super) struct Foreign {
@@ -26,7 +27,7 @@ pub(super) struct Foreign {
 /// Waits for `chunks`, if there are any.
 pub(super) fn wait(inner: &Arc<Inner>, chunks: Vec<Wanted>) {
     let patience = inner.options.demand_deadline.map_or(FOREIGN_PATIENCE, |all| (all / 2).min(FOREIGN_PATIENCE));
-    Foreign { chunks, pause: FOREIGN_PAUSE.start, patient_until: Instant::now() + patience }.go_on(inner);
+    Foreign { chunks, pause: FOREIGN_PAUSE.start, patient_until: now() + patience }.go_on(inner);
 }
 
 impl Foreign {
@@ -39,12 +40,16 @@ impl Foreign {
 
     /// Looks again.
     pub(super) fn look(self, inner: &Arc<Inner>) {
-        let is_patient = Instant::now() < self.patient_until;
+        let is_patient = now() < self.patient_until;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for (claim, facts) in self.chunks {
             let Some(mut claim) = claim.unless_idle() else { continue };
-            let is_there = claim.files.as_ref().is_some_and(|files| files.presence(claim.chunk) == Presence::Trusted);
+            let is_there =
+                claim.files.as_ref().is_some_and(|files| files.presence(claim.chunk, &facts) == Presence::Trusted);
             if is_there || claim.try_lock() {
+                ours.push((claim, facts));
+            } else if claim.is_contested(&facts) {
+                claim.leave_files();
                 ours.push((claim, facts));
             } else if is_patient {
                 theirs.push((claim, facts));

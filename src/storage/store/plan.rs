@@ -9,13 +9,15 @@ use crate::rafs::facts::ChunkFacts;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Span {
     range: Range<u64>,
+    /// Those of the last chunk.
+    last: Range<u64>,
     limit: u64,
 }
 
 impl Span {
     /// The span of one chunk, which may grow to `limit` bytes (a larger chunk stays alone).
     pub(super) fn new(first: &ChunkFacts, limit: u64) -> Self {
-        Self { range: stored(first), limit }
+        Self { range: stored(first), last: stored(first), limit }
     }
 
     /// The bytes to ask for.
@@ -28,14 +30,24 @@ impl Span {
         self.range.end.saturating_sub(self.range.start)
     }
 
-    /// Takes `next` in if it follows, at most a small gap behind the end, and the limit allows.
+    /// Whether the stored bytes of `next` are asked for already: it lies in the same unit as the chunk taken last.
+    pub(super) fn ends_with(&self, next: &ChunkFacts) -> bool {
+        stored(next) == self.last
+    }
+
+    /// Takes `next` in if it follows, at most a small gap behind the end, and the limit allows; or if it shares the
+    /// stored bytes of the last one.
     pub(super) fn take(&mut self, next: &ChunkFacts) -> bool {
+        if self.ends_with(next) {
+            return true;
+        }
         let next = stored(next);
         let Some(gap) = next.start.checked_sub(self.range.end) else { return false };
         let fits = next.end.saturating_sub(self.range.start) <= self.limit;
         let takes = fits && gap <= self.len() >> GAP_SHIFT;
         if takes {
             self.range.end = next.end;
+            self.last = next;
         }
         takes
     }
@@ -71,6 +83,8 @@ mod tests {
         assert!(span.take(&chunk(2300, 700)));
         assert!(span.take(&chunk(3000, 1000)));
         assert!(!span.take(&chunk(4000, 1)), "limit");
+        assert!(span.ends_with(&chunk(3000, 1000)) && span.take(&chunk(3000, 1000)), "the same unit again");
+        assert!(!span.take(&chunk(2300, 700)), "the unit before");
         assert_eq!(span.range(), 1000..4000);
         assert_eq!(span.len(), 3000);
     }

@@ -13,6 +13,7 @@ use super::blob::Blob;
 use super::blob::Interest;
 use super::error::ReadError;
 use super::fetch;
+use super::fetch::Place;
 use super::fetch::Work;
 use super::parked::Parked;
 use super::resolve;
@@ -23,13 +24,20 @@ use crate::rafs::chunks::ChunkIndex;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Coding;
+use crate::rafs::facts::Compressor;
+use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::Seal;
+use crate::rafs::facts::ZranContext;
 use crate::rafs::meta::BlobMeta;
 use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::cache::CacheError;
 use crate::storage::cache::Directory;
+use crate::storage::cache::TEMPORARY;
 use crate::storage::codec;
+use crate::storage::codec::Form;
+use crate::storage::steps::Step;
+use crate::storage::steps::pass;
 use crate::storage::sync::Arc;
 use crate::storage::sync::AtomicU64;
 use crate::storage::sync::Mutex;
@@ -125,7 +133,17 @@ impl Table {
         }
         Ok(facts)
     }
+
+    /// A context of a gzip file.
+    pub(super) fn zran(&self, blob: &BlobFacts, context: u32) -> Result<ZranContext, ReadError> {
+        let fault = |source| ReadError::Table { blob: blob.index, source };
+        let meta = self.meta.as_ref().ok_or(RafsError::Unsupported("a gzip file without contexts")).map_err(fault)?;
+        meta.zran(context).map_err(fault)
+    }
 }
+
+/// Bytes that an encrypted piece of fewer than 16 bytes takes (format, section 8).
+const PADDED_BYTES: u32 = 18;
 
 /// A chunk written to another place than readers look for it would pass its digest all the same, and overwrite others.
 fn agrees(facts: &ChunkFacts, seal: &Seal) -> bool {
@@ -142,14 +160,20 @@ fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
         return Some("its stored size is not between 1 byte and 16 MiB");
     }
     if chunk.coding == Coding::Plain && chunk.compressed_bytes != chunk.uncompressed_bytes {
-        return Some("it is stored plain, but in another size");
+        let is_padded = chunk.compressed_bytes == PADDED_BYTES && chunk.uncompressed_bytes < 16;
+        if blob.cipher.is_none() || !is_padded {
+            return Some("it is stored plain, but in another size");
+        }
+    }
+    if let Coding::Batch { offset, plain_bytes } = chunk.coding
+        && (plain_bytes > MAX_CHUNK_BYTES || !ends_within(offset.into(), chunk.uncompressed_bytes, plain_bytes.into()))
+    {
+        return Some("it does not lie in its batch, or that is larger than 16 MiB");
     }
     if !ends_within(chunk.compressed_offset, chunk.compressed_bytes, blob.data_bytes) {
         return Some("its stored bytes lie outside the data of the blob");
     }
-    if blob.chunk_count_known
-        && !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes)
-    {
+    if !ends_within(chunk.uncompressed_offset, chunk.uncompressed_bytes, blob.uncompressed_bytes) {
         return Some("it lies outside the uncompressed blob");
     }
     None
@@ -258,7 +282,21 @@ fn begin(inner: &Arc<Inner>, duty: Duty, search: Search) {
     {
         return duty.end(Ok((Some(meta), true)));
     }
-    fetch::submit(inner, Work::table(duty, location, range));
+    let Some(place) = place_of(inner, &blob, &location) else {
+        let source = RafsError::Unsupported("a chunk table in the file of the bootstrap, where that is not at hand");
+        return duty.end(Err(ReadError::Table { blob: index, source }));
+    };
+    fetch::submit(inner, Work::table(duty, location, place, range));
+}
+
+/// Where the table is fetched from.
+fn place_of(inner: &Inner, blob: &Blob, location: &MetaLocation) -> Option<Place> {
+    let (backend, file) = match &location.holder {
+        MetaHolder::Blob => (&inner.backend, Arc::clone(&blob.id)),
+        MetaHolder::Other(id) => (&inner.backend, Arc::from(id.as_str())),
+        MetaHolder::Bootstrap => (inner.options.bootstrap.as_ref()?, Arc::from("the file of the bootstrap")),
+    };
+    Some(Place { backend: Arc::clone(backend), file })
 }
 
 /// The duty to end a load. Dropping it fails the reads that wait.
@@ -282,7 +320,7 @@ impl Duty {
 
     /// The stored table came, header included.
     pub(super) fn arrived(self, inner: &Inner, location: &MetaLocation, stored: &[u8]) {
-        let made = make(inner, &self.blob.facts, location, stored);
+        let made = make(inner, &self.blob, location, stored);
         self.end(made.map(|meta| (Some(meta), false)));
     }
 
@@ -357,8 +395,10 @@ pub(super) fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocat
 }
 
 /// Decodes a fetched table, keeps it in the cache directory where that works, and opens it.
-fn make(inner: &Inner, blob: &BlobFacts, location: &MetaLocation, stored: &[u8]) -> Result<BlobMeta, ReadError> {
+fn make(inner: &Inner, blob: &Blob, location: &MetaLocation, stored: &[u8]) -> Result<BlobMeta, ReadError> {
+    let (sealing, blob) = (blob.sealing.as_ref(), &blob.facts);
     let fault = |source| ReadError::Table { blob: blob.index, source };
+    let garbled = |source| ReadError::TableData { blob: blob.index, offset: location.offset, source };
     let size = usize::try_from(padded(location) + META_HEADER_BYTES);
     let plain = usize::try_from(location.uncompressed_bytes);
     let split = usize::try_from(location.compressed_bytes).ok().and_then(|at| stored.split_at_checked(at));
@@ -366,9 +406,13 @@ fn make(inner: &Inner, blob: &BlobFacts, location: &MetaLocation, stored: &[u8])
         return Err(fault(RafsError::Unsupported("a chunk table of this size")));
     };
     let mut content = vec![0; size];
-    let decoded = codec::decode(location.compressor, array, &mut content[..plain]);
-    decoded.map_err(|source| ReadError::TableData { blob: blob.index, source })?;
+    // The array and its header are encrypted each by itself.
+    let mut scratch = Vec::new();
+    let form = if location.compressor == Compressor::None { Form::Plain } else { Form::Compressed };
+    let array = codec::open_piece(sealing, array, &mut scratch).map_err(garbled)?;
+    codec::decode_form(location.compressor, form, array, sealing, &mut content[..plain]).map_err(garbled)?;
     let header_at = size - META_HEADER_BYTES as usize;
+    let header = codec::open_piece(sealing, header, &mut scratch).map_err(garbled)?;
     content[header_at..].copy_from_slice(header);
     let kept = inner.directory.as_ref().and_then(|directory| {
         keep(directory, blob, &content)
@@ -387,10 +431,13 @@ fn keep(directory: &Directory, blob: &BlobFacts, content: &[u8]) -> Result<View,
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let name = file_name(blob);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let temporary = format!("{name}.{}-{serial}.tmp", std::process::id());
+    let temporary = format!("{name}.{}-{serial}{TEMPORARY}", std::process::id());
+    directory.remove_abandoned(&format!("{name}."));
     let file = directory.create_temporary(&temporary)?;
+    pass(Step::TableMade);
     let write = || {
         std::os::unix::fs::FileExt::write_all_at(&file, content, 0)?;
+        pass(Step::TableWritten);
         View::map_file(file.as_fd(), content.len() as u64)
     };
     let kept = write()
@@ -399,5 +446,6 @@ fn keep(directory: &Directory, blob: &BlobFacts, content: &[u8]) -> Result<View,
     if kept.is_err() {
         let _ = directory.remove(&temporary);
     }
+    pass(Step::TableNamed);
     kept
 }

@@ -1,6 +1,5 @@
 //! What a store does by the clock and at its end: deadlines, flushing, looking after its files.
 
-use std::sync::mpsc;
 use std::time::Instant;
 
 use super::Inner;
@@ -16,6 +15,8 @@ use crate::storage::pool::Urgency;
 use crate::storage::sync::Arc;
 use crate::storage::sync::Ordering;
 use crate::storage::sync::Weak;
+use crate::storage::sync::mpsc;
+use crate::storage::sync::now;
 
 /// Begins the regular flushing; it ends with the store.
 pub(super) fn begin(inner: &Arc<Inner>) {
@@ -37,7 +38,7 @@ pub(super) fn watch_deadlines(inner: &Inner) {
     let weak = Weak::clone(&inner.weak);
     inner.pool.after(SWEEP_INTERVAL, move || {
         let Some(inner) = weak.upgrade() else { return };
-        inner.sweep(Instant::now());
+        inner.sweep(now());
         inner.register.is_watched.store(false, Ordering::Release);
         // After the mark is gone: whoever parks from now on starts a new timer.
         if !inner.register.is_empty() {
@@ -84,6 +85,8 @@ impl Inner {
         self.register.take_parked().iter().for_each(|parked| parked.fail(ReadError::Shutdown));
         drop(self.register.take_held().into_iter().filter_map(Entry::take_back).collect::<Vec<_>>());
         self.budget.clear();
+        self.gate.clear();
+        self.shelf.clear();
         let (flushed, is_flushed) = mpsc::channel::<()>();
         let inner = Arc::clone(self);
         self.pool.spawn(Urgency::Demand, move || {

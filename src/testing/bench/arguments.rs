@@ -12,9 +12,17 @@ use crate::workload::Workload;
 /// The daemon runs on one processor, the driver on another. Each figure is the median of the rounds; in each round all
 /// daemons take turns (A B A B). "limit" is a plain copy of the same bytes from a mapped file by one thread, measured in
 /// the same run. Without options all workloads run with our own daemon.
+///
+/// Studies: `workloads` (requests per second, latency, CPU per request; what runs if none is named), `compare` (the same
+/// with the peers of this machine), `fill` (cost of filling a cache, share of codec and digest), `first-byte` (a cold
+/// read beyond the time of its backend), `hang` (warm reads while cold ones get no answer), `drain` (how soon a ring is
+/// quiet), `processes` (50 daemons on one cache directory).
 #[derive(Debug, Parser)]
 #[command(name = "scripts/bench", after_help = AFTER)]
 pub struct Arguments {
+    /// What to measure.
+    #[arg(value_name = "STUDY")]
+    pub studies: Vec<Study>,
     /// Daemon to measure, besides ours: NAME=COMMAND, where COMMAND is for the shell and may use {sock}, {dir} (the
     /// plain tree), {bootstrap}, {blobs}, {cache} and {config} (nydusd's, with {blobs} and {cache}). May be repeated.
     #[arg(long = "daemon", value_name = "NAME=COMMAND")]
@@ -66,12 +74,32 @@ pub struct Arguments {
 const AFTER: &str = "\
 Examples:
   scripts/bench --quick
-  scripts/bench --with-peers --depth 32
+  scripts/bench compare --depth 32
+  scripts/bench fill first-byte hang drain processes
   scripts/bench --workload random4k,stat --queues 1,2 --mode poll,event --daemon-cpu 0
   scripts/bench --daemon 'upstream=nydusd virtiofs --config {config} --bootstrap {bootstrap} --sock {sock} --rlimit-nofile 0'
 
 The crate virtiofsd: apt-get install libcap-ng-dev libseccomp-dev, then cargo install virtiofsd.
 Upstream's nydusd publishes a used length of 0, which our driver does not accept.";
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Study {
+    /// Requests of all kinds, one kind after the other.
+    Workloads,
+    /// The same with `--with-peers`.
+    Compare,
+    /// The cost of filling a cache.
+    Fill,
+    /// A cold read beyond the time that its backend takes.
+    FirstByte,
+    /// Warm reads while cold ones get no answer.
+    Hang,
+    /// From a message of the VMM to a quiet ring.
+    Drain,
+    /// Many daemons on one cache directory.
+    Processes,
+}
 
 /// How the driver learns of completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -117,6 +145,10 @@ impl Arguments {
             (arguments.rounds, arguments.seconds) = (1, 0.3);
             arguments.depth.retain(|depth| *depth != 4);
         }
+        if arguments.studies.is_empty() {
+            arguments.studies.push(Study::Workloads);
+        }
+        arguments.with_peers |= arguments.studies.contains(&Study::Compare);
         if arguments.workload.is_empty() {
             arguments.workload = Workload::value_variants().to_vec();
         }

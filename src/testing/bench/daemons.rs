@@ -18,6 +18,7 @@ pub struct Daemon {
     template: String,
 }
 
+const OURS: &str = "nydusd";
 const C_VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 
 impl Daemon {
@@ -27,7 +28,7 @@ impl Daemon {
         let mut all = Vec::new();
         if !arguments.without_ours {
             let command = "--config {config} --sock {sock} --bootstrap {bootstrap} --log-level warn --rlimit-nofile 0";
-            all.push(new("nydusd", format!("{} {command}", env!("CARGO_BIN_EXE_nydusd"))));
+            all.push(new(OURS, format!("{} {command}", env!("CARGO_BIN_EXE_nydusd"))));
         }
         if arguments.with_peers {
             if Path::new(C_VIRTIOFSD).exists() {
@@ -50,6 +51,11 @@ impl Daemon {
             bail!("no daemon to measure");
         }
         Ok(all)
+    }
+
+    /// Whether it is the daemon of this project.
+    pub fn is_ours(&self) -> bool {
+        self.name == OURS
     }
 
     /// Whether it keeps a cache of its own that can be cold.

@@ -10,6 +10,7 @@ mod daemons;
 mod material;
 mod measure;
 mod report;
+mod studies;
 mod workload;
 
 use std::io::IsTerminal;
@@ -17,8 +18,11 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use anyhow::Result;
+use rustix::process::Resource;
+use rustix::process::Rlimit;
 
 use arguments::Arguments;
+use arguments::Study;
 use daemons::Daemon;
 use material::Material;
 use measure::Case;
@@ -36,7 +40,36 @@ fn main() -> ExitCode {
     }
 }
 
+/// Open files for peers that keep one per inode.
+const OPEN_FILES: u64 = 1 << 20;
+
 fn run(arguments: &Arguments) -> Result<()> {
+    raise_open_files();
+    for study in &arguments.studies {
+        match study {
+            Study::Workloads | Study::Compare => workloads(arguments)?,
+            Study::Fill => studies::fill::run(arguments)?,
+            Study::FirstByte => studies::first_byte::run(arguments)?,
+            Study::Hang => studies::hang::run(arguments)?,
+            Study::Drain => studies::drain::run(arguments)?,
+            Study::Processes => studies::processes::run(arguments)?,
+        }
+    }
+    Ok(())
+}
+
+/// Root may raise the hard limit too; others go as far as theirs. A daemon that needs more says so.
+fn raise_open_files() {
+    let limits = rustix::process::getrlimit(Resource::Nofile);
+    for maximum in [Some(OPEN_FILES), limits.maximum] {
+        let wanted = Rlimit { current: maximum, maximum };
+        if rustix::process::setrlimit(Resource::Nofile, wanted).is_ok() {
+            return;
+        }
+    }
+}
+
+fn workloads(arguments: &Arguments) -> Result<()> {
     let daemons = Daemon::all(arguments)?;
     eprintln!("bench: making a tree and its image");
     let material = Material::make(arguments)?;
@@ -51,7 +84,15 @@ fn run(arguments: &Arguments) -> Result<()> {
                 }
                 progress(number, cases.len(), case, daemon, round);
                 let measured = measure::measure(case, daemon, &material, arguments);
-                figures.push(measured.with_context(|| format!("{} with {}", case, daemon.name))?);
+                match measured.with_context(|| format!("{} with {}", case, daemon.name)) {
+                    Ok(measured) => figures.push(measured),
+                    Err(error) if daemon.is_ours() => return Err(error),
+                    // What a peer cannot do is a finding, and the others go on.
+                    Err(error) => {
+                        clear_line();
+                        eprintln!("bench: {error:#}");
+                    }
+                }
             }
         }
         report.add(case, &rows, material.limit(case)?);

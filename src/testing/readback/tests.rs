@@ -238,7 +238,8 @@ fn element() -> impl Strategy<Value = Element> {
 }
 
 fn name() -> impl Strategy<Value = Vec<u8>> {
-    let byte = any::<u8>().prop_filter("not a separator", |byte| *byte != 0 && *byte != b'/');
+    // Every byte but NUL and the separator. Not by a filter: in thousands of cases it would refuse more than is allowed.
+    let byte = (1..=254u8).prop_map(|byte| if byte < b'/' { byte } else { byte + 1 });
     let len = prop_oneof![1..10usize, 200..255usize];
     len.prop_flat_map(move |len| prop::collection::vec(byte.clone(), len))
         .prop_filter("names of the system", |name| name != b"." && name != b"..")

@@ -177,7 +177,7 @@ fn rings_at_addresses_without_memory_do_not_hurt_the_daemon() {
     drop(guest);
     let mut control = Control::connect(daemon.socket()).unwrap();
     control.ask_u64(message::GET_FEATURES).unwrap();
-    control.set_protocol_features(feature::P_REPLY_ACK).unwrap();
+    control.set_protocol_features(feature::P_REPLY_ACK, Ack::No).unwrap();
     let at = RingAddresses { descriptors: 1 << 50, available: 1 << 51, used: 1 << 52 };
     let refused = control.ring_addresses(1, &at, Ack::Wanted);
     assert!(refused.is_err());

@@ -52,17 +52,8 @@ fn daemon_killed_during_a_cold_walk_serves_every_byte_right_afterwards() {
 /// Every fact that was answered is right; what failed, failed with EIO.
 #[track_caller]
 fn expect_right_or_eio(tree: &Tree, image: &TestImage, what: &str) {
-    for failure in &tree.failures {
-        assert_eq!(failure.errno, EIO, "{}, {what}: {failure:?}", image.name);
-    }
-    let manifest = image.manifest();
-    for found in tree.found.iter().filter(|found| found.missing == 0 && found.path != b"/") {
-        let seen = found.as_manifest();
-        let wanted = manifest.iter().find(|entry| entry.path == found.path);
-        let wanted = wanted.unwrap_or_else(|| panic!("{what}: {seen:?} is not in the image"));
-        assert_eq!((seen.kind, seen.mode, seen.size), (wanted.kind, wanted.mode, wanted.size), "{what}");
-        assert_eq!(seen.sha256, wanted.sha256, "{what}: {:?}", String::from_utf8_lossy(&found.path));
-    }
+    let lies = tree.lies(&image.manifest());
+    assert!(lies.is_empty(), "{}, {what}:\n{}", image.name, lies.join("\n"));
 }
 
 /// A copy of `image` whose bootstrap may be damaged.

@@ -4,15 +4,22 @@
 
 mod bad_requests;
 mod bad_rings;
+mod cache_modes;
+mod cached;
 mod crash;
+mod damage;
 mod frontends;
 mod init;
+mod many;
+mod memory;
+mod mounts;
+mod orders;
 mod parked;
 mod peer;
 mod random;
 mod rogue;
-mod room;
 mod shared;
 mod soak;
+mod steps;
 mod support;
 mod trees;

@@ -17,9 +17,9 @@ use nydus_vm::testing::guest::RINGS;
 use nydus_vm::testing::guest::SLOTS;
 use nydus_vm::testing::lane::Mode;
 use nydus_vm::testing::orders::Order;
+use nydus_vm::testing::room::Room;
 use nydus_vm::testing::vmm::PATIENCE;
 
-use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
@@ -27,27 +27,27 @@ use crate::support::eventually;
 use crate::support::find;
 use crate::support::read_file;
 
-const READS: usize = 256;
+pub const READS: usize = 256;
 const READ_BYTES: usize = 4096;
 
-const GUEST: GuestOptions =
+pub const GUEST: GuestOptions =
     GuestOptions { request_queues: 1, depth: READS + 20, reply_bytes: 64 << 10, ..GuestOptions::LINUX };
 
 /// A guest with 256 reads parked on a backend that hangs; `/warm` and all small files have been read before.
-struct Parked {
-    guest: Guest,
+pub struct Parked {
+    pub guest: Guest,
     warm: EntryReply,
     cold: EntryReply,
     /// Unique number and offset of each parked read.
     reads: Vec<(u64, usize)>,
-    room: Room,
+    pub room: Room,
     _demo: Demo,
 }
 
 impl Parked {
-    fn new(options: &GuestOptions) -> Self {
+    pub fn new(options: &GuestOptions) -> Self {
         let demo = Demo::new();
-        let room = Room::new(&demo);
+        let room = demo.room();
         let mut guest = Guest::boot(&room.socket, options).unwrap();
         let warm = find(&mut guest, "/warm");
         assert_eq!(read_file(&mut guest, &warm, 64 << 10), Demo::warm());
@@ -59,7 +59,7 @@ impl Parked {
     }
 
     /// Sends the reads, each of another chunk, and waits until all are parked.
-    fn park(&mut self) {
+    pub fn park(&mut self) {
         let before = self.room.metrics.storage.parked_reads.get();
         let lane = self.guest.lane(1);
         for n in 0..READS {
@@ -73,7 +73,7 @@ impl Parked {
     }
 
     /// Reads what is warm and asks for metadata, request after request.
-    fn expect_service(&mut self) {
+    pub fn expect_service(&mut self) {
         assert_eq!(read_file(&mut self.guest, &self.warm, 64 << 10), Demo::warm());
         let dir = find(&mut self.guest, "/dir").node;
         let mut names = 0;
@@ -91,13 +91,13 @@ impl Parked {
     }
 
     /// Lets the backend answer.
-    fn release(&self) {
+    pub fn release(&self) {
         self.room.faults.set(Fault::None);
         self.room.faults.release(Release::LastFirst);
     }
 
     /// All parked reads complete with the right bytes, the guest being interrupted for them.
-    fn expect_all(&mut self) {
+    pub fn expect_all(&mut self) {
         let content = Demo::cold();
         for (unique, offset) in std::mem::take(&mut self.reads) {
             let done = self.guest.lane(1).wait_for(unique, PATIENCE).unwrap();
@@ -106,8 +106,15 @@ impl Parked {
         }
     }
 
+    /// The VMM goes; `next` is the guest of another one, which waits for that.
+    pub fn followed_by(self, next: impl FnOnce() -> Guest) -> Self {
+        let Self { guest, warm, cold, reads, room, _demo } = self;
+        drop(guest);
+        Self { guest: next(), warm, cold, reads, room, _demo }
+    }
+
     /// The backend answers, and nothing of it reaches a guest that has forgotten the reads.
-    fn expect_dropped(&mut self) {
+    pub fn expect_dropped(&mut self) {
         self.reads.clear();
         let fetched = self.room.metrics.storage.chunks_fetched.get();
         self.release();
@@ -128,7 +135,7 @@ impl Parked {
 #[test]
 fn parked_reads_leave_warm_reads_and_metadata_alone_and_add_no_thread() {
     let demo = Demo::new();
-    let room = Room::new(&demo);
+    let room = demo.room();
     let guest = Guest::boot(&room.socket, &GUEST).unwrap();
     // Threads give themselves their names, some after the guest is served already; `vhost_stop` is the last to begin,
     // and a moment later all have theirs.
@@ -216,9 +223,7 @@ fn next_vmm_is_served_after_a_disconnect_with_parked_reads() {
     let memory = Arc::clone(parked.guest.memory());
     // The second VMM is in the backlog until the first has gone, so it is started from another thread.
     let next = std::thread::spawn(move || Guest::boot(&socket, &GUEST).unwrap());
-    let Parked { guest, warm, cold, reads, room, _demo } = parked;
-    drop(guest);
-    let mut parked = Parked { guest: next.join().unwrap(), warm, cold, reads, room, _demo };
+    let mut parked = parked.followed_by(|| next.join().unwrap());
     let left = memory.digest(SLOTS);
     parked.expect_service();
     parked.expect_dropped();
@@ -283,7 +288,7 @@ fn memory_that_was_removed_and_added_again_is_found_again() {
 #[test]
 fn device_ends_within_a_second_with_reads_parked() {
     let mut parked = Parked::new(&GUEST);
-    assert!(parked.room.end(Duration::from_secs(1)), "still serving");
+    parked.room.end(Duration::from_secs(1)).unwrap();
 }
 
 #[test]
@@ -305,7 +310,7 @@ fn second_reader_of_a_parked_chunk_is_answered_by_the_same_flight() {
 #[test]
 fn wrong_short_and_failed_answers_are_eio_and_asked_for_again() {
     let demo = Demo::new();
-    let room = Room::new(&demo);
+    let room = demo.room();
     let mut guest = Guest::boot(&room.socket, &GUEST).unwrap();
     let cold = find(&mut guest, "/cold");
     let content = Demo::cold();

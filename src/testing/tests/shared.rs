@@ -25,13 +25,13 @@ use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
 use nydus_vm::testing::image::TestImage;
 use nydus_vm::testing::process::DaemonProcess;
+use nydus_vm::testing::room::Place;
+use nydus_vm::testing::room::Room;
 use nydus_vm::testing::tree::Tree;
 use nydus_vm::testing::tree::WalkOptions;
 use nydus_vm::testing::tree::walk;
 use nydus_vm::testing::vmm::PATIENCE;
 
-use crate::room::Place;
-use crate::room::Room;
 use crate::support::CHUNK_BYTES;
 use crate::support::Demo;
 use crate::support::SMALL_FILES;
@@ -45,11 +45,11 @@ const MANY: WalkOptions = WalkOptions { in_flight: 64, read_bytes: 32 << 10, ..W
 const DEEP: GuestOptions = GuestOptions { request_queues: 2, depth: 40, ..GuestOptions::LINUX };
 
 /// Reads that a child is killed with.
-const READS: usize = 64;
+pub const READS: usize = 64;
 
 /// Everything in the demo image is what was put into it.
 #[track_caller]
-fn expect_demo(tree: &Tree, what: &str) {
+pub fn expect_demo(tree: &Tree, what: &str) {
     assert!(tree.failures.is_empty(), "{what}: {:?}", tree.failures);
     assert!(tree.contradictions.is_empty(), "{what}: {:?}", tree.contradictions);
     let content = |path: &str| {
@@ -64,7 +64,7 @@ fn expect_demo(tree: &Tree, what: &str) {
 }
 
 /// The only blob of an image.
-fn blob_of(image: &TestImage) -> BlobFacts {
+pub fn blob_of(image: &TestImage) -> BlobFacts {
     let bootstrap = File::open(&image.bootstrap).unwrap();
     let view = View::map_file(bootstrap.as_fd(), bootstrap.metadata().unwrap().len()).unwrap();
     let image = Image::open(view, &OpenOptions { placeholder_id: None }).unwrap();
@@ -114,8 +114,8 @@ fn two_daemons_walking_at_once_fetch_each_chunk_once() {
     }
 }
 
-/// A daemon in a process of its own, with this boot, whose backend falls silent after `answers` requests.
-fn child(image: &TestImage, cache: &Path, home: &Path, boot: u8, answers: Option<usize>) -> DaemonProcess {
+/// A daemon in a process of its own, with this boot (0: the machine's), whose backend falls silent after `answers` requests.
+pub fn child(image: &TestImage, cache: &Path, home: &Path, boot: u8, answers: Option<usize>) -> DaemonProcess {
     fs::create_dir_all(home).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "shared::child_serves_when_told", "--nocapture", "--test-threads=1"]);
@@ -136,8 +136,10 @@ fn child_serves_when_told() {
     let boot: u8 = var("BOOT").into_string().unwrap().parse().unwrap();
     let image =
         TestImage { name: "child's".into(), bootstrap: var("BOOTSTRAP").into(), blobs: var("BLOBS").into(), folder };
-    let place = Place { image, cache: var("CACHE").into(), socket: socket(Path::new(&home)), boot_id: [boot; 16] };
-    let room = Room::silent_after(place, std::env::var("NYDUS_CHILD_ANSWERS").ok().map(|n| n.parse().unwrap()));
+    let boot_id = if boot == 0 { nydus_vm::sys::machine::boot_id().unwrap() } else { [boot; 16] };
+    let place = Place { image, cache: var("CACHE").into(), socket: socket(Path::new(&home)), boot_id };
+    let room =
+        Room::silent_after(place, std::env::var("NYDUS_CHILD_ANSWERS").ok().map(|n| n.parse().unwrap())).unwrap();
     // Killed by the parent; ends alone if that one is gone.
     std::thread::sleep(PATIENCE * 4);
     drop(room);
@@ -153,20 +155,10 @@ fn daemon_killed_in_mid_flight_leaves_its_chunks_to_the_others() {
     submit_cold(&mut guest);
     let blob = blob_of(&demo.image);
     let probe = Generation::open(&Directory::open(&cache).unwrap(), &blob, [7; 16]).unwrap();
-    let held = || {
-        let is_held = |chunk: &u32| {
-            let is_free = probe.locks().try_lock_chunks(*chunk..*chunk + 1).unwrap();
-            if is_free {
-                probe.locks().unlock_chunks(*chunk..*chunk + 1);
-            }
-            !is_free
-        };
-        (0..blob.chunk_count).filter(is_held).count()
-    };
-    eventually("locks of the victim", || held() == READS);
+    eventually("locks of the victim", || locked_chunks(&probe, &blob) == READS);
 
     let place = Place { image: demo.image.clone(), cache, socket: socket(demo.path()), boot_id: [7; 16] };
-    let room = Room::at(place);
+    let room = Room::at(place).unwrap();
     let mut other = Guest::boot(&room.socket, &GuestOptions { depth: READS, ..DEEP }).unwrap();
     let reads = submit_cold(&mut other);
     eventually("parked reads", || room.metrics.storage.parked_reads.get() == READS as u64);
@@ -183,8 +175,20 @@ fn daemon_killed_in_mid_flight_leaves_its_chunks_to_the_others() {
     expect_demo(&walk(&mut other, &MANY).unwrap(), "after the kill");
 }
 
+/// Chunks that some process holds a lock on.
+pub fn locked_chunks(probe: &Generation, blob: &BlobFacts) -> usize {
+    let is_held = |chunk: &u32| {
+        let is_free = probe.locks().try_lock_chunks(*chunk..*chunk + 1).unwrap();
+        if is_free {
+            probe.locks().unlock_chunks(*chunk..*chunk + 1);
+        }
+        !is_free
+    };
+    (0..blob.chunk_count).filter(is_held).count()
+}
+
 /// One read of each of the first chunks of `/cold`; their unique numbers and offsets.
-fn submit_cold(guest: &mut Guest) -> Vec<(u64, usize)> {
+pub fn submit_cold(guest: &mut Guest) -> Vec<(u64, usize)> {
     let node = find(guest, "/cold").node;
     let lane = guest.lane(1);
     let read =
@@ -201,13 +205,14 @@ fn lose_what_was_not_flushed(cache: &Path, blob: &BlobFacts) -> u32 {
     let meta = View::map_file(meta.as_fd(), meta.metadata().unwrap().len()).unwrap();
     let meta = BlobMeta::open(meta, blob).unwrap();
     let (map, side) = (fs::read(at(".blob.data.chunk_map")).unwrap(), fs::read(at(".nydus_state")).unwrap());
-    let synced = &side[4096 + (side.len() - 4096) / 2..];
+    // The bit "on the disk" of its record (`storage::cache::claims`).
+    let is_synced = |chunk: u32| side[4096 + 16 * chunk as usize + 8] & 2 != 0;
     let data = File::options().write(true).open(at(".blob.data")).unwrap();
     let mut lost = 0;
     for chunk in 0..blob.chunk_count {
         let (byte, bit) = (chunk as usize / 8, chunk % 8);
         let is_ready = map[4096 + byte] & 0x80 >> bit != 0;
-        if is_ready && synced[byte] & 1 << bit == 0 && chunk % 3 != 0 {
+        if is_ready && !is_synced(chunk) && chunk % 3 != 0 {
             let facts = meta.chunk(chunk).unwrap();
             let end = facts.uncompressed_offset + u64::from(facts.uncompressed_bytes);
             data.write_all_at(&[0xA5; 50], end - 50).unwrap();
@@ -226,7 +231,7 @@ fn power_cut_during_a_cold_walk_shows_no_byte_that_was_lost() {
     let serve = |cache: &Path, boot: u8| {
         let place =
             Place { image: demo.image.clone(), cache: cache.into(), socket: socket(demo.path()), boot_id: [boot; 16] };
-        Room::at(place)
+        Room::at(place).unwrap()
     };
     for end_after in [5, 60, 200, 400, 600, 800] {
         let fresh = demo.path().join(format!("cache-{end_after}"));

@@ -29,10 +29,10 @@ const FLYING: u64 = 24;
 const ORDERS: [Order; 5] = [Order::Qemu, Order::QemuSlots, Order::CloudHypervisor, Order::OpenVmm, Order::Alioth];
 
 /// Numbers that look random and are the same in every run (xorshift64).
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -17,6 +17,8 @@ use nydus_vm::testing::image::TestImage;
 use nydus_vm::testing::make;
 use nydus_vm::testing::make::noise;
 use nydus_vm::testing::process::DaemonProcess;
+use nydus_vm::testing::room::Place;
+use nydus_vm::testing::room::Room;
 use nydus_vm::testing::vmm::PATIENCE;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -67,6 +69,12 @@ impl Demo {
 
     pub fn path(&self) -> &Path {
         self.home.path()
+    }
+
+    /// The daemon in this process on this image, with a new cache.
+    pub fn room(&self) -> Room {
+        let (image, cache) = (self.image.clone(), self.path().join("room-cache"));
+        Room::at(Place { image, cache, socket: socket(self.path()), boot_id: [7; 16] }).unwrap()
     }
 
     /// `nydusd` on this image.

@@ -12,6 +12,8 @@ use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
 use nydus_vm::testing::image::TestImage;
 use nydus_vm::testing::lane::Mode;
+use nydus_vm::testing::reference_layer;
+use nydus_vm::testing::reference_layer::Layer;
 use nydus_vm::testing::tree::WalkOptions;
 use nydus_vm::testing::tree::walk;
 
@@ -123,6 +125,75 @@ fn tree_on_a_damaged_cache_of_upstream_is_right() {
         let daemon = nydusd_with(&image, &image.config(&cache), home.path(), &[]);
         let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
         check(&image, &mut guest, &MANY, "on a damaged cache of upstream");
+    }
+}
+
+/// What upstream's daemon would have left: our files without the one that is ours only.
+#[test]
+fn tree_of_each_kind_of_blob_is_right_on_a_foreign_cache_without_blobs() {
+    for name in ["v6-batch", "v6-encrypted", "v6-zran", "v6-zran-inline-toc"] {
+        let Some(image) = TestImage::named(name) else { return };
+        let home = tempfile::tempdir().unwrap();
+        let daemon = nydusd(&image, home.path(), &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(&image, &mut guest, &MANY, "filling the cache");
+        drop((guest, daemon));
+        let cache = home.path().join("cache");
+        for entry in fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap()) {
+            if entry.file_name().to_string_lossy().ends_with(".nydus_state") {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        let mut config = image.config(&cache);
+        let hollow = home.path().join("hollow");
+        fs::create_dir(&hollow).unwrap();
+        config["device"]["backend"]["config"]["dir"] = hollow.to_str().unwrap().into();
+        let daemon = nydusd_with(&image, &config, home.path(), &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(&image, &mut guest, &ODD, "on a foreign cache");
+    }
+}
+
+#[test]
+fn tree_of_each_kind_of_blob_is_right_without_a_cache() {
+    for name in ["v6-batch", "v6-encrypted", "v6-zran", "v6-zran-inline-toc", "v6-tarfs"] {
+        let Some(image) = TestImage::named(name) else { return };
+        without_a_cache(&image);
+    }
+}
+
+fn without_a_cache(image: &TestImage) {
+    let home = tempfile::tempdir().unwrap();
+    let mut config = image.config(home.path());
+    config["device"]["cache"] = serde_json::json!({ "type": "dummycache" });
+    let daemon = nydusd_with(image, &config, home.path(), &[]);
+    let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+    check(image, &mut guest, &ODD, "without a cache");
+    guest.reboot().unwrap();
+    guest.mount().unwrap();
+    check(image, &mut guest, &MANY, "without a cache, once more");
+}
+
+/// Images of two layers over tar files and gzip files that stay as they are.
+#[test]
+fn tree_over_unchanged_layers_is_right() {
+    for layer in [Layer::Tar, Layer::Gzip, Layer::Members] {
+        let Some(stored) = TestImage::named("v6-two-layers") else { return };
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("layered");
+        reference_layer::convert(&stored.bootstrap, &stored.blobs, &folder, layer);
+        let image = TestImage {
+            name: format!("{} over {layer:?}", stored.name),
+            bootstrap: folder.join("bootstrap"),
+            blobs: folder.join("blobs"),
+            ..stored
+        };
+        let daemon = nydusd(&image, home.path(), &[]);
+        let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+        check(&image, &mut guest, &ODD, "cold, odd sizes");
+        check(&image, &mut guest, &MANY, "warm");
+        drop((guest, daemon));
+        without_a_cache(&image);
     }
 }
 

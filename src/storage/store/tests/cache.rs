@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::storage::cache::CacheError;
+use crate::storage::cache::claims::Right;
 use crate::storage::store::StoreError;
 use crate::testing::fault::Order;
 
@@ -131,8 +132,8 @@ fn unusable_files_are_refused_with_their_name() {
     std::os::unix::fs::symlink("/etc/passwd", rig.file(".blob.data")).unwrap();
     assert!(matches!(open(), Err(StoreError::Cache(CacheError::NotRegular { .. }))));
     std::fs::remove_file(rig.file(".blob.data")).unwrap();
-    std::fs::write(rig.file(".blob.data.chunk_map"), [0; 17]).unwrap();
-    assert!(matches!(open(), Err(StoreError::Cache(CacheError::MapSize { actual: 17, .. }))));
+    std::fs::write(rig.file(".blob.data.chunk_map"), [0; 5000]).unwrap();
+    assert!(matches!(open(), Err(StoreError::Cache(CacheError::MapSize { actual: 5000, .. }))));
 }
 
 #[test]
@@ -365,8 +366,8 @@ fn chunk_that_another_process_fetches_is_waited_for_and_not_asked_for() {
     std::thread::sleep(Duration::from_millis(50));
     assert!(is_waiting(&answer));
     for chunk in 3..5 {
-        let piece = rig.piece(chunk);
-        other.store(chunk, piece.offset, &rig.expected(&[piece])).unwrap();
+        let (facts, plain) = (&rig.chunks[chunk as usize], rig.expected(&[rig.piece(chunk)]));
+        other.store(chunk, facts, plain_only(&plain), Right::Locked).unwrap();
     }
     // Seen by the bit, while the lock is still held.
     assert!(wait(&answer).unwrap() == rig.expected(&rig.pieces(2..6)));

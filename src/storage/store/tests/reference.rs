@@ -44,11 +44,14 @@ fn open_with(
     let metrics = Arc::new(Metrics::new(0));
     let options = StoreOptions {
         work_dir: Some(work_dir.into()),
+        form: CacheForm::Plain,
+        index: Index::Map,
         boot_id: BOOT,
         amplify_bytes: 1 << 20,
         validate: false,
         demand_deadline: Some(LONG),
         pool,
+        bootstrap: None,
     };
     let source = Arc::clone(&image);
     let chunks = change(Arc::new(LazyChunks::new(move || source.chunk_index())));
