@@ -13,7 +13,6 @@ use super::chain::Chain;
 use super::chain::SpanReader;
 use super::chain::prefetch_table;
 use super::patience::Patience;
-use super::ring::Call;
 use super::ring::Ended;
 use super::ring::Outlook;
 use super::ring::Pass;
@@ -200,13 +199,9 @@ impl Worker {
             if all_bytes >= BATCH_REPLY_BYTES as u64 || self.take.begun == self.take.count {
                 break;
             }
-            let collected = Batch::collected();
-            if collected > 0 && unshown_bytes >= SHOWN_BYTES {
-                // Copies of this size take longer than an interrupt.
-                self.show(pass, Call::Now);
+            if Batch::collected() >= together || unshown_bytes >= SHOWN_BYTES {
+                self.show(pass);
                 unshown_bytes = 0;
-            } else if collected >= together {
-                self.show(pass, Call::Later);
             }
         }
         Ended::Batch
@@ -225,9 +220,9 @@ impl Worker {
     }
 
     /// Shows the guest what the open batch has collected.
-    fn show(&mut self, pass: &Pass<'_>, call: Call) {
+    fn show(&mut self, pass: &Pass<'_>) {
         Batch::collect(&mut self.shown);
-        self.ring.show(pass, &self.shown, &mut self.take, call);
+        self.ring.show(pass, &self.shown, &mut self.take);
         self.shown.clear();
     }
 
