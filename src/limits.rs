@@ -291,8 +291,7 @@ pub const LOOKS_PER_CLOCK: u32 = 8;
 /// while the rest is served; one that sleeps is interrupted at the end of the batch.
 pub const SHOWN_TOGETHER: usize = 16;
 
-/// Reply bytes after which replies are shown to the guest and an interrupt is sent, whatever their number: some 20 us of
-/// copying.
+/// Reply bytes after which replies are shown to the guest, whatever their number: some 20 us of copying.
 pub const SHOWN_BYTES: u64 = 256 << 10;
 
 /// Bytes of a reply from which they are copied past the caches: beyond a quarter of a processor's own cache they push
