@@ -233,7 +233,7 @@ fn way(inner: &Inner, claim: &mut Claim, facts: &ChunkFacts) -> Way {
         return Way::Missing;
     }
     let is_mapped = files.is_mapped();
-    if is_mapped && is_believed(inner, claim, facts) {
+    if is_mapped && is_believed(inner, claim, facts, presence) {
         return Way::Here(Outcome::Ready);
     }
     if !is_mapped && presence == Presence::Trusted {
@@ -272,13 +272,13 @@ fn is_kept(files: &Generation, claim: &Claim, facts: &ChunkFacts) -> bool {
     }
 }
 
-/// Whether the chunk is in the cache, needs no proof, and is in memory now. Blocks on the disk.
-fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
+/// Whether the chunk, of which the cache says `presence`, needs no proof, and is in memory now. Blocks on the disk.
+fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts, presence: Presence) -> bool {
     let Some(files) = &claim.files else { return false };
     let (chunk, offset, len) = (claim.chunk, facts.uncompressed_offset, facts.uncompressed_bytes);
     let is_asked_for = (inner.options.validate || files.is_doubtful()) && facts.digest.is_some();
     let needs_proof = is_asked_for && files.extents.get(chunk).is_none();
-    if needs_proof || files.presence(chunk, facts) != Presence::Trusted {
+    if needs_proof || presence != Presence::Trusted {
         return false;
     }
     match files.touch(offset, len) {
@@ -296,12 +296,12 @@ fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
 /// Whether the chunk is in the cache, right as far as the settings ask, and in memory. The caller has its lock. Blocks
 /// on the disk.
 fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
-    if is_believed(inner, claim, facts) {
-        return true;
-    }
     let Some(files) = &claim.files else { return false };
     let chunk = claim.chunk;
     let presence = files.presence(chunk, facts);
+    if is_believed(inner, claim, facts, presence) {
+        return true;
+    }
     match presence {
         Presence::Missing | Presence::Disputed | Presence::Beyond => false,
         // Claimed first: what is looked at must not be written by another image meanwhile.
