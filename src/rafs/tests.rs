@@ -57,6 +57,8 @@ fn walk_of_a_made_image_sees_everything() {
         let expected = check::Seen {
             paths: 511,
             inodes: 511,
+            directories: 5,
+            files: 503,
             file_bytes: LAST_CHUNK + 6 * CHUNK + 2 * CHUNK + LAST_CHUNK,
             chunks: 10,
         };
@@ -357,7 +359,7 @@ fn hard_links_of_v5_lead_to_the_first_record() {
     let good = test_images::v5(&[dir, file("one"), file("two")]);
     let record = |name: &[u8]| good.windows(name.len()).position(|window| window == name).unwrap() - 128;
     let (one, two) = (record(b"one\0\0\0\0\0"), record(b"two\0\0\0\0\0"));
-    let linked = patched(&good, &[(two + 40, &[3]), (one + 88, &[2]), (two + 88, &[2])]);
+    let linked = patched(&good, &[(24, &[3]), (two + 40, &[3]), (one + 88, &[2]), (two + 88, &[2])]);
     let image = open(&linked).unwrap();
     assert_eq!((resolve(&image, "one"), resolve(&image, "two")), (3, 3));
     let seen = check::walk(&image).unwrap();
