@@ -252,6 +252,18 @@ pub const LEFTOVER_AGE: Duration = Duration::from_secs(60);
 /// Decoded chunk tables that `nydus-image check` holds at once, to compare them with the files: those of 32 million chunks.
 /// Of further blobs the table is checked alone.
 pub const MAX_TABLE_BYTES: u64 = 512 << 20;
+
+/// Decoded chunks that a store keeps in memory where no data file can be mapped for readers (`dummycache`, `compressed`,
+/// encryption of the cache): two of the largest chunks, or what a guest reads ahead for 64 files.
+pub const DECODED_BYTES: usize = 32 << 20;
+
+/// Decoded chunks go when nobody used them for this long, to twice as long.
+pub const DECODED_REST: Duration = Duration::from_secs(5);
+
+/// Chunks in memory that waiting reads may hold at once, where no data file can be mapped for readers: four reads of
+/// the largest size over the largest chunks, or a hundred usual ones.
+pub const HELD_BYTES: u64 = 128 << 20;
+
 /// Chunks on each side of a wanted one that are claimed because they are stored in one piece with it. Chunks of a few
 /// bytes could be a million in one batch; those beyond this are decoded again when somebody wants them.
 pub const MAX_UNIT_COMPANIONS: usize = 4096;
@@ -294,8 +306,7 @@ pub const LOOKS_PER_CLOCK: u32 = 8;
 /// while the rest is served; one that sleeps is interrupted at the end of the batch.
 pub const SHOWN_TOGETHER: usize = 16;
 
-/// Reply bytes after which replies are shown to the guest and an interrupt is sent, whatever their number: some 20 us of
-/// copying.
+/// Reply bytes after which replies are shown to the guest, whatever their number: some 20 us of copying.
 pub const SHOWN_BYTES: u64 = 256 << 10;
 
 /// Bytes of a reply from which they are copied past the caches: beyond a quarter of a processor's own cache they push

@@ -153,11 +153,34 @@ pub enum CacheStore {
 
 /// How cache files are encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CacheEncryption {
-    /// Equal chunks give equal bytes.
-    pub convergent: bool,
-    /// The key, in hex.
-    pub key: Secret,
+pub enum CacheEncryption {
+    /// All chunks with this key.
+    Key(CacheKey),
+    /// Each chunk with its digest: equal chunks give equal bytes.
+    Convergent,
+}
+
+/// A key of AES-128-XTS, whose halves differ. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CacheKey([u8; 32]);
+
+impl CacheKey {
+    /// A key of 64 hex digits. `None`: it is not one, or its halves are equal.
+    pub fn from_hex(digits: &Secret) -> Option<Self> {
+        let key: [u8; 32] = hex::decode(digits.expose()).ok()?.try_into().ok()?;
+        (key[..16] != key[16..]).then_some(Self(key))
+    }
+
+    /// Its bytes, for a cipher and for nothing else.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for CacheKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(hidden)")
+    }
 }
 
 /// How an image is served.
@@ -338,14 +361,15 @@ impl Cache {
 
 impl CacheStore {
     fn files(table: wire::CacheFiles, base: Base<'_>) -> Self {
-        let encrypted = table.enable_encryption || table.enable_convergent_encryption;
         Self::Files {
             work_dir: base.join(&table.work_dir),
             disable_indexed_map: table.disable_indexed_map,
-            encryption: encrypted.then_some(CacheEncryption {
-                convergent: table.enable_convergent_encryption,
-                key: table.encryption_key,
-            }),
+            encryption: match (table.enable_encryption, table.enable_convergent_encryption) {
+                (_, true) => Some(CacheEncryption::Convergent),
+                // Checked where it was read.
+                (true, false) => CacheKey::from_hex(&table.encryption_key).map(CacheEncryption::Key),
+                (false, false) => None,
+            },
         }
     }
 }

@@ -140,6 +140,27 @@ fn toml_gives_the_same_config_as_json() {
 }
 
 #[test]
+fn encryption_of_the_cache_needs_a_key_unless_it_is_convergent() {
+    let encryption = |rest: &str| {
+        let text = format!("version = 2\n[cache]\ntype = \"blobcache\"\n[cache.filecache]\n{rest}\n");
+        let (config, _) = parse(&text)?;
+        let CacheStore::Files { encryption, .. } = config.cache.store else { panic!("{config:?}") };
+        Ok::<_, String>(encryption)
+    };
+    let (key, equal) = (format!("{}{}", "1a".repeat(16), "2b".repeat(16)), "1a".repeat(32));
+    let with = |key: &str| format!("enable_encryption = true\nencryption_key = \"{key}\"");
+    let Ok(Some(CacheEncryption::Key(parsed))) = encryption(&with(&key)) else { panic!("not a key") };
+    assert_eq!(parsed.expose()[15..17], [0x1a, 0x2b]);
+    assert_eq!(format!("{parsed:?}"), "(hidden)");
+    for wrong in ["", "zz", &equal, &key[..62], &format!("{key}00")] {
+        let error = encryption(&with(wrong)).unwrap_err();
+        assert!(error.contains("encryption_key") && (wrong.is_empty() || !error.contains(wrong)), "{error}");
+    }
+    assert_eq!(encryption("enable_convergent_encryption = true"), Ok(Some(CacheEncryption::Convergent)));
+    assert_eq!(encryption(&format!("encryption_key = \"{key}\"")), Ok(None));
+}
+
+#[test]
 fn version_1_is_also_read_from_toml() {
     let text = "mode = \"direct\"\n[device.backend]\ntype = \"localfs\"\n[device.backend.config]\ndir = \"b\"\n";
     assert_eq!(parse(text).unwrap().0.backend.unwrap().source, localfs("/start/b"));
@@ -184,6 +205,10 @@ fn wrong_values_are_errors_with_path_line_and_what_is_allowed() {
         (
             "{\"version\": 2, \"rafs\": {\n\"prefetch\": {\"enable\": true, \"threads\": 0}}}".to_owned(),
             "rafs.prefetch: invalid `threads`: 0, expected an integer from 1 to 1024 when `enable` is true on line 2",
+        ),
+        (
+            "version = 2\n[cache]\ntype = \"blobcache\"\n[cache.filecache]\nenable_encryption = true\n".to_owned(),
+            "cache.filecache: invalid `encryption_key`, expected 64 hex digits whose halves differ",
         ),
         (
             "version = 2\n[rafs]\nmode = 5\n".to_owned(),

@@ -14,6 +14,7 @@ use serde::Deserializer;
 use serde::de;
 use serde::de::Visitor;
 
+use super::CacheKey;
 use super::backend;
 use super::backend::Backend;
 use super::backend::Route;
@@ -382,7 +383,16 @@ pub(super) struct CacheFiles {
     pub(super) encryption_key: Secret,
 }
 
-impl Check for CacheFiles {}
+impl Check for CacheFiles {
+    fn check(&self) -> Result<(), String> {
+        let is_needed = self.enable_encryption && !self.enable_convergent_encryption;
+        let is_given = !self.encryption_key.is_empty();
+        if (is_needed || is_given) && CacheKey::from_hex(&self.encryption_key).is_none() {
+            return Err("invalid `encryption_key`, expected 64 hex digits whose halves differ".to_owned());
+        }
+        Ok(())
+    }
+}
 
 impl CacheFiles {
     fn here() -> String {

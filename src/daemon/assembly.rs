@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::DaemonError;
 use super::bootstrap;
+use crate::config::CacheEncryption;
 use crate::config::CacheStore;
 use crate::config::Config;
 use crate::config::Source;
@@ -21,6 +22,8 @@ use crate::storage::backend::Backend;
 use crate::storage::backend::localfs::LocalFs;
 use crate::storage::backend::localfs::Place;
 use crate::storage::pool::Pool;
+use crate::storage::store::CacheForm;
+use crate::storage::store::Index;
 use crate::storage::store::LazyChunks;
 use crate::storage::store::Store;
 use crate::storage::store::StoreOptions;
@@ -97,6 +100,11 @@ pub(super) fn serve_image(image: Arc<Image>, parts: Parts<'_>) -> Result<Served,
             CacheStore::Files { work_dir, .. } => Some(work_dir.clone()),
             CacheStore::None | CacheStore::Fscache { .. } => None,
         },
+        form: cache_form(parts.config),
+        index: match &parts.config.cache.store {
+            CacheStore::Files { disable_indexed_map: true, .. } => Index::None,
+            _ => Index::Map,
+        },
         boot_id: parts.boot_id,
         amplify_bytes: parts.config.image.amplify_bytes.into(),
         validate: parts.config.cache.validate || parts.config.image.validate,
@@ -116,6 +124,16 @@ pub(super) fn serve_image(image: Arc<Image>, parts: Parts<'_>) -> Result<Served,
     let policy = Policy { zero_message_open: parts.zero_message_open, mounts: Mounts::Fixed };
     let server = Arc::new(Server::new(Vfs::new(fs, policy), parts.metrics));
     Ok(Served { server, store, image, pool: parts.pool })
+}
+
+/// How chunks are kept in the cache directory.
+fn cache_form(config: &Config) -> CacheForm {
+    match &config.cache.store {
+        CacheStore::Files { encryption: Some(CacheEncryption::Convergent), .. } => CacheForm::Convergent,
+        CacheStore::Files { encryption: Some(CacheEncryption::Key(key)), .. } => CacheForm::Encrypted(*key.expose()),
+        _ if config.cache.compressed => CacheForm::Compressed,
+        _ => CacheForm::Plain,
+    }
 }
 
 /// Opens the metadata, and verifies the digests of its tree if `digest_validate` is set.
@@ -152,12 +170,12 @@ pub(super) fn refuse_unbuilt(config: &Config) -> Result<(), DaemonError> {
     let mut without_effect = Vec::new();
     match &config.cache.store {
         CacheStore::Fscache { .. } => return not_built("cache `fscache`"),
-        CacheStore::Files { encryption: Some(_), .. } => return not_built("encryption of the cache"),
-        CacheStore::Files { disable_indexed_map: true, .. } => without_effect.push("disable_indexed_map"),
+        CacheStore::Files { encryption: Some(_), .. } if config.cache.compressed => {
+            return not_built("encryption of a `compressed` cache");
+        }
         CacheStore::Files { .. } | CacheStore::None => {}
     }
     for (is_set, what) in [
-        (config.cache.compressed, "compressed"),
         (config.prefetch.is_some(), "prefetch"),
         (config.image.iostats_files, "iostats_files"),
         (config.image.access_pattern, "access_pattern"),

@@ -226,6 +226,8 @@ pub struct StorageCounters {
     pub hints_confirmed: Counter,
     /// Chunks of the map that were hints and had to be fetched again.
     pub hints_refuted: Counter,
+    /// Chunks that were read into memory because another image describes the same blob otherwise.
+    pub disputed_chunks: Counter,
     /// Requests to a backend that had to wait until others had freed their memory.
     pub budget_waits: Counter,
     /// Reads answered with an error because the demand deadline passed.
@@ -275,6 +277,7 @@ impl Metrics {
                 "backend_requests": s.backend_requests.get(), "backend_bytes": s.backend_bytes.get(), "backend_errors": s.backend_errors.get(),
                 "digest_mismatches": s.digest_mismatches.get(), "cache_write_errors": s.cache_write_errors.get(),
                 "hints_confirmed": s.hints_confirmed.get(), "hints_refuted": s.hints_refuted.get(),
+                "disputed_chunks": s.disputed_chunks.get(),
                 "budget_waits": s.budget_waits.get(), "deadlines_missed": s.deadlines_missed.get(),
                 "cache_reopened": s.cache_reopened.get(),
             },

@@ -1,6 +1,7 @@
-//! Bytes of a file that several processes change at once through shared maps: readiness bitmaps.
+//! Bytes of a file that several processes change at once through shared maps: readiness bitmaps, and records of words.
 //!
-//! Every access is one atomic operation on one byte. The file may shrink or its disk may fail: the SIGBUS guard turns
+//! Every access is one atomic operation on one byte, or on one aligned word of 8 bytes in the machine's order; nobody
+//! uses both kinds on the same bytes. The file may shrink or its disk may fail: the SIGBUS guard turns
 //! that into [`Lost`], for this map from then on.
 
 #![expect(unsafe_code, reason = "memory maps are raw memory")]
@@ -8,6 +9,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::AtomicU8;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
 use rustix::mm::MapFlags;
@@ -33,7 +35,7 @@ struct Map {
     len: usize,
 }
 
-// SAFETY: the memory is only touched through atomic operations on single bytes; unmapping happens once, in Drop.
+// SAFETY: the memory is only touched through atomic operations on single bytes and aligned words; unmapping happens once, in Drop.
 unsafe impl Send for Map {}
 // SAFETY: as above.
 unsafe impl Sync for Map {}
@@ -109,6 +111,39 @@ impl SharedBytes {
         self.unless_lost(old)
     }
 
+    /// The word at `offset`; Acquire, as [`SharedBytes::get`].
+    ///
+    /// # Errors
+    /// [`Lost`].
+    ///
+    /// # Panics
+    /// When the word lies outside the map or `offset` is no multiple of 8.
+    #[inline]
+    pub fn word(&self, offset: usize) -> Result<u64, Lost> {
+        let word = self.word_at(offset).load(Ordering::Acquire);
+        self.unless_lost(word)
+    }
+
+    /// Makes the word at `offset` `new` if it is `old`; otherwise `Ok(false)`. Acquire and Release.
+    ///
+    /// # Errors
+    /// [`Lost`].
+    ///
+    /// # Panics
+    /// As [`SharedBytes::word`].
+    pub fn replace_word(&self, offset: usize, old: u64, new: u64) -> Result<bool, Lost> {
+        let done = self.word_at(offset).compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        self.unless_lost(done)
+    }
+
+    fn word_at(&self, offset: usize) -> &AtomicU64 {
+        let is_inside = offset.checked_add(8).is_some_and(|end| end <= self.map.len);
+        assert!(is_inside && offset.is_multiple_of(8), "word {offset} of a map of {} bytes", self.map.len);
+        // SAFETY: the word lies inside the map (checked above), which lives as long as `self`; maps begin at page
+        // borders, so it is aligned; other processes change it by whole words only.
+        unsafe { AtomicU64::from_ptr(self.map.start.add(offset).cast()) }
+    }
+
     #[inline]
     fn byte(&self, offset: usize) -> &AtomicU8 {
         assert!(offset < self.map.len, "byte {offset} of a map of {} bytes", self.map.len);
@@ -118,10 +153,10 @@ impl SharedBytes {
     }
 
     #[inline]
-    fn unless_lost(&self, byte: u8) -> Result<u8, Lost> {
+    fn unless_lost<T>(&self, value: T) -> Result<T, Lost> {
         match &self.watch {
             Some(watch) if watch.is_poisoned() => Err(Lost),
-            _ => Ok(byte),
+            _ => Ok(value),
         }
     }
 }
@@ -142,6 +177,19 @@ mod tests {
         assert_eq!(two.set(4999, 0x02), Ok(0x81));
         assert_eq!(one.clear(4999, 0x80), Ok(0x83));
         assert_eq!(two.get(4999), Ok(0x03));
+    }
+
+    #[test]
+    fn words_are_replaced_only_if_they_are_as_expected() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        let one = SharedBytes::map(file.as_fd(), 4096).unwrap();
+        let two = SharedBytes::map(file.as_fd(), 4096).unwrap();
+        assert_eq!(one.replace_word(4088, 0, 7), Ok(true));
+        assert_eq!(two.replace_word(4088, 0, 8), Ok(false));
+        assert_eq!(two.word(4088), Ok(7));
+        file.set_len(0).unwrap();
+        assert_eq!(two.word(4088), Err(Lost));
     }
 
     #[test]

@@ -22,6 +22,8 @@ use crate::storage::backend::BackendError;
 use crate::storage::backend::localfs::LocalFs;
 use crate::storage::backend::localfs::Place;
 use crate::storage::pool::Pool;
+use crate::storage::store::CacheForm;
+use crate::storage::store::Index;
 use crate::storage::store::LazyChunks;
 use crate::storage::store::Store;
 use crate::storage::store::StoreOptions;
@@ -82,6 +84,8 @@ impl Guest {
         let backend = FaultBackend::new(Arc::new(files), Arc::clone(&pool));
         let options = StoreOptions {
             work_dir: Some(work_dir.path().to_owned()),
+            form: CacheForm::Plain,
+            index: Index::Map,
             boot_id: [7; 16],
             amplify_bytes: 0,
             validate: false,

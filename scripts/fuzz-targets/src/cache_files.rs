@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use nydus_vm::rafs::facts::BlobFacts;
+use nydus_vm::rafs::facts::ChunkFacts;
+use nydus_vm::rafs::facts::Coding;
 use nydus_vm::storage::cache::Directory;
 use nydus_vm::storage::cache::Generation;
+use nydus_vm::storage::cache::claims::Right;
+use nydus_vm::storage::cache::generation::Kept;
 use nydus_vm::storage::cache::generation::Presence;
+use nydus_vm::storage::cache::keeping::Content;
 
 use crate::input::Input;
 use crate::seeds::Seed;
@@ -46,31 +51,35 @@ fn use_it(chunks: u32, boot: [u8; 16]) {
     let directory = Directory::open(home()).expect("it was made");
     let blob = facts(chunks);
     let Ok(generation) = Generation::open(&directory, &blob, boot) else { return };
-    let presence: Vec<_> = (0..chunks).map(|chunk| generation.presence(chunk)).collect();
+    let presence: Vec<_> = (0..chunks).map(|chunk| generation.presence(chunk, &described(chunk))).collect();
     assert_eq!(generation.is_full(&blob), presence.iter().all(|presence| *presence != Presence::Missing));
     for chunk in [chunks, chunks + 7, u32::MAX] {
-        assert_eq!(generation.presence(chunk), Presence::Missing, "no chunk of the blob");
-        generation.refute(chunk);
+        assert_eq!(generation.presence(chunk, &described(chunk)), Presence::Missing, "no chunk of the blob");
+        generation.refute(chunk, &described(chunk));
     }
     assert!(generation.view.len() == blob.uncompressed_bytes && !generation.is_lost());
     let plain = vec![0x5a; CHUNK_BYTES as usize];
     let last = chunks - 1;
-    generation.store(last, u64::from(last) * CHUNK_BYTES, &plain).expect("the scratch directory can be written");
-    assert_eq!(generation.presence(last), Presence::Trusted);
-    let mut found = vec![0; plain.len()];
-    generation.read(u64::from(last) * CHUNK_BYTES, &mut found).expect("it was written");
-    assert_eq!(found, plain);
+    let content = Content { stored: None, plain: &plain };
+    let kept = generation.store(last, &described(last), content, Right::Locked);
+    assert_eq!(kept.expect("the scratch directory can be written"), Kept::InFile);
+    assert_eq!(generation.presence(last, &described(last)), Presence::Trusted);
+    assert_eq!(generation.load(&described(last)).expect("it was written"), plain);
+    // What another image says of it is neither believed nor written.
+    let other = ChunkFacts { digest: Some([0xa5; 32]), ..described(last) };
+    assert_eq!(generation.presence(last, &other), Presence::Disputed);
+    assert_eq!(generation.store(last, &other, content, Right::Locked).expect("nothing is done"), Kept::Disputed);
     if chunks > 1 {
-        generation.refute(0);
-        assert_ne!(generation.presence(0), Presence::Trusted);
+        generation.refute(0, &described(0));
+        assert_ne!(generation.presence(0, &described(0)), Presence::Trusted);
     }
     drop(generation);
 
     // Whatever the files were: now they are good ones, and say the same in the same boot.
     let again = Generation::open(&directory, &blob, boot).expect("we made these files");
-    assert_eq!(again.presence(last), Presence::Trusted);
+    assert_eq!(again.presence(last, &described(last)), Presence::Trusted);
     for (chunk, before) in (1..last).zip(presence.iter().skip(1)) {
-        assert_eq!(again.presence(chunk), *before, "chunk {chunk}");
+        assert_eq!(again.presence(chunk, &described(chunk)), *before, "chunk {chunk}");
     }
 }
 
@@ -79,6 +88,20 @@ fn home() -> &'static PathBuf {
     static HOME: OnceLock<PathBuf> = OnceLock::new();
     // libFuzzer ends the process without unwinding, so whoever runs us removes TMPDIR.
     HOME.get_or_init(|| tempfile::tempdir().expect("a directory can be made").keep())
+}
+
+/// A chunk of the blob.
+fn described(chunk: u32) -> ChunkFacts {
+    let offset = u64::from(chunk) * CHUNK_BYTES;
+    ChunkFacts {
+        compressed_offset: offset,
+        compressed_bytes: CHUNK_BYTES as u32,
+        uncompressed_offset: offset,
+        uncompressed_bytes: CHUNK_BYTES as u32,
+        coding: Coding::Plain,
+        digest: Some([0x5a; 32]),
+        crc32c: None,
+    }
 }
 
 fn facts(chunks: u32) -> BlobFacts {

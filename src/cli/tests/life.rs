@@ -111,6 +111,12 @@ fn inherited_listener_serves_one_connection() {
     assert!(place.socket().exists(), "the socket is not ours to remove");
 }
 
+/// A listener whose number is none of those that systemd passes: the scripts below put others there.
+fn listen(place: &Place) -> UnixListener {
+    let listener = UnixListener::bind(place.socket()).unwrap();
+    UnixListener::from(rustix::io::fcntl_dupfd_cloexec(&listener, 100).unwrap())
+}
+
 /// Runs the daemon as systemd does: descriptors from 3 on, and variables that name this very process.
 fn activate(place: &Place, listener: &UnixListener, script: &str) -> Command {
     rustix::io::fcntl_setfd(listener, rustix::io::FdFlags::empty()).unwrap();
@@ -133,7 +139,7 @@ fn socket_that_systemd_passes_serves_guest_after_guest() {
         "exec 3</dev/null 4<&$LISTENER 5</dev/null; LISTEN_FDS=3 LISTEN_FDNAMES=api:vhost-user-fs:other",
     ];
     for script in cases {
-        let listener = UnixListener::bind(place.socket()).unwrap();
+        let listener = listen(&place);
         let command = activate(&place, &listener, script);
         let mut daemon = DaemonProcess::start(command, &place.socket(), &place.path("log")).unwrap();
         drop(listener);
@@ -150,7 +156,7 @@ fn socket_that_systemd_passes_serves_guest_after_guest() {
 #[test]
 fn what_systemd_passes_and_cannot_be_served_is_one_line() {
     let place = Place::new();
-    let listener = UnixListener::bind(place.socket()).unwrap();
+    let listener = listen(&place);
     let cases = [
         ("exec 3</dev/null; LISTEN_FDS=1", "Error: descriptor 3 of LISTEN_FDS cannot be listened on: "),
         ("exec 3<&-; LISTEN_FDS=1", "Error: descriptor 3 of LISTEN_FDS cannot be listened on: Bad file descriptor"),

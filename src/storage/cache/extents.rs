@@ -14,11 +14,18 @@ use crate::storage::sync::Ordering;
 const PAGE_CHUNKS: usize = 512;
 
 /// Bits 0..25: bytes of the chunk, 1 to 2^24. 0 = nothing is known.
-const LEN_BITS: u32 = 25;
+pub(super) const LEN_BITS: u32 = 25;
 /// Bits 25..63: offset in units of the blob's alignment.
 const OFFSET_BITS: u32 = 38;
 /// Bit 63: believed to be in the page cache.
 const TOUCHED: u64 = 1 << 63;
+
+/// Length and offset in one word; `None` if they cannot be expressed in units of `1 << shift`, or there is no length.
+pub(super) fn pack(offset: u64, len: u32, shift: u32) -> Option<u64> {
+    let units = offset >> shift;
+    let is_expressible = units < 1 << OFFSET_BITS && units << shift == offset && len > 0 && len < 1 << LEN_BITS;
+    is_expressible.then_some(units << LEN_BITS | u64::from(len))
+}
 
 type Page = Box<[AtomicU64]>;
 
@@ -75,16 +82,12 @@ impl Extents {
     /// `chunk` is ready at this extent. An extent that cannot be expressed is not noted: the chunk then takes the slow
     /// way on every read.
     pub fn set(&self, chunk: u32, extent: Extent) {
-        let units = extent.offset >> self.shift;
-        let expressible = units < 1 << OFFSET_BITS && units << self.shift == extent.offset;
-        let Some(page) = self.pages.get(chunk as usize / PAGE_CHUNKS).filter(|_| expressible && extent.len > 0) else {
-            return;
-        };
+        let page = self.pages.get(chunk as usize / PAGE_CHUNKS);
+        let (Some(page), Some(place)) = (page, pack(extent.offset, extent.len, self.shift)) else { return };
         let page = page.get_or_init(|| (0..PAGE_CHUNKS).map(|_| AtomicU64::new(0)).collect());
         let touched = if extent.touched { TOUCHED } else { 0 };
-        let word = touched | units << LEN_BITS | u64::from(extent.len);
         // Release: the data was written, or verified, before.
-        page[chunk as usize % PAGE_CHUNKS].store(word, Ordering::Release);
+        page[chunk as usize % PAGE_CHUNKS].store(touched | place, Ordering::Release);
     }
 
     /// Nothing is known of `chunk` any more.

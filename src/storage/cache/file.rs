@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,6 +16,13 @@ use rustix::fs::StatxFlags;
 use rustix::io::Errno;
 
 use super::CacheError;
+use crate::sys::lock::Lock;
+use crate::sys::lock::try_lock;
+
+/// Names of temporary files end with this.
+pub const TEMPORARY: &str = ".tmp";
+/// Held on a temporary file by its maker.
+const OWNER_LOCK: Range<u64> = 0..1;
 
 /// Mode of new cache files.
 const PRIVATE: Mode = Mode::from_raw_mode(0o600);
@@ -94,7 +102,19 @@ impl Directory {
     /// # Errors
     /// [`CacheError::NotRegular`], [`CacheError::File`].
     pub fn open_existing(&self, name: &str) -> Result<Option<File>, CacheError> {
-        let handle = match self.open_with(name, OFlags::RDWR) {
+        self.open_regular(name, OFlags::RDWR)
+    }
+
+    /// Opens `name` for reading; `None` if it is not there.
+    ///
+    /// # Errors
+    /// [`CacheError::NotRegular`], [`CacheError::File`].
+    pub fn open_readable(&self, name: &str) -> Result<Option<File>, CacheError> {
+        self.open_regular(name, OFlags::RDONLY)
+    }
+
+    fn open_regular(&self, name: &str, access: OFlags) -> Result<Option<File>, CacheError> {
+        let handle = match self.open_with(name, access) {
             Ok(handle) => handle,
             Err(Errno::NOENT) => return Ok(None),
             Err(Errno::LOOP | Errno::ISDIR | Errno::NXIO) => {
@@ -109,14 +129,34 @@ impl Directory {
         Ok(Some(File::from(handle)))
     }
 
-    /// Makes a file without a name yet in the file system of the directory; [`Directory::publish`] names it.
+    /// Makes a file that has its final name only after [`Directory::publish`]. As long as it is open here, it is not
+    /// [abandoned](Directory::remove_abandoned).
     ///
     /// # Errors
     /// [`CacheError::File`].
     pub fn create_temporary(&self, name: &str) -> Result<File, CacheError> {
         let _ = rustix::fs::unlinkat(&self.handle, name, AtFlags::empty());
         let handle = self.open_with(name, OFlags::RDWR | OFlags::CREATE | OFlags::EXCL);
-        handle.map(File::from).map_err(|errno| self.failed(name, errno))
+        let file = handle.map(File::from).map_err(|errno| self.failed(name, errno))?;
+        // A file system that cannot lock has nothing to tell the abandoned by.
+        let _ = try_lock(file.as_fd(), OWNER_LOCK, Lock::Exclusive);
+        Ok(file)
+    }
+
+    /// Removes temporary files whose names begin with `prefix` and whose makers have ended in the middle. One that is made
+    /// at this very moment may go as well: its maker then fails to publish it.
+    pub fn remove_abandoned(&self, prefix: &str) {
+        let Ok(entries) = rustix::fs::Dir::read_from(&self.handle) else { return };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            let is_temporary = name.starts_with(prefix) && name.ends_with(TEMPORARY);
+            if is_temporary
+                && let Ok(Some(file)) = self.open_existing(name)
+                && try_lock(file.as_fd(), OWNER_LOCK, Lock::Exclusive).unwrap_or(false)
+            {
+                let _ = self.remove(name);
+            }
+        }
     }
 
     /// Gives the temporary file `from` its final name, replacing what had it.
@@ -192,4 +232,25 @@ fn identity(handle: impl AsFd, name: &str, flags: AtFlags) -> rustix::io::Result
         0
     };
     Ok(Identity { inode: stat.stx_ino, born_ns })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn temporary_files_go_with_their_makers_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::open(dir.path()).unwrap();
+        let made = directory.create_temporary("a.1.tmp").unwrap();
+        drop(directory.create_temporary("a.2.tmp").unwrap());
+        drop(directory.create_temporary("b.1.tmp").unwrap());
+        std::fs::write(dir.path().join("a.meta"), "").unwrap();
+        directory.remove_abandoned("a.");
+        let left = |name: &str| dir.path().join(name).exists();
+        assert_eq!(["a.1.tmp", "a.2.tmp", "b.1.tmp", "a.meta"].map(left), [true, false, true, true]);
+        drop(made);
+        directory.remove_abandoned("a.");
+        assert!(!left("a.1.tmp"));
+    }
 }

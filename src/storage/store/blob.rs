@@ -24,6 +24,8 @@ use crate::limits::STORAGE_WARNING_INTERVAL;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
 use crate::storage::cache::Generation;
+use crate::storage::cache::Setup;
+use crate::storage::cache::claims::Right;
 use crate::storage::cache::generation::Presence;
 use crate::storage::codec::Sealing;
 use crate::storage::sync::Arc;
@@ -45,6 +47,7 @@ pub(super) struct Blob {
     /// Warnings about reads of it.
     pub(super) read_warning: RateLimit,
     files: Option<ArcSwap<Generation>>,
+    setup: Setup,
     flights: Mutex<HashMap<u32, Vec<Arc<Parked>>>>,
     renewing: Mutex<()>,
     /// What tests do in the moment before a chunk is locked.
@@ -115,8 +118,8 @@ impl Interest {
 }
 
 impl Blob {
-    /// A blob whose cache files are `files`; `None`: it is not cached.
-    pub(super) fn new(facts: BlobFacts, files: Option<Generation>) -> Self {
+    /// A blob whose cache files are `files`, opened as `setup` says; `None`: it is not cached.
+    pub(super) fn new(facts: BlobFacts, files: Option<Generation>, setup: Setup) -> Self {
         Self {
             id: Arc::from(facts.id.as_str()),
             sealing: facts.cipher.as_ref().map(Sealing::new),
@@ -125,6 +128,7 @@ impl Blob {
             cache_warning: RateLimit::default(),
             read_warning: RateLimit::default(),
             files: files.map(ArcSwap::from_pointee),
+            setup,
             flights: Mutex::default(),
             renewing: Mutex::default(),
             #[cfg(test)]
@@ -158,8 +162,10 @@ impl Blob {
         if old.is_current(directory, &self.facts) {
             return;
         }
-        match Generation::reopen(directory, &self.facts, inner.options.boot_id, &old) {
-            Ok(new) => {
+        match old.reopen(directory, &self.facts, &self.setup) {
+            // What is open goes on.
+            Ok(None) => {}
+            Ok(Some(new)) => {
                 tracing::warn!(blob = %self.id, "cache files were removed or truncated while in use; opened anew");
                 inner.metrics.storage.cache_reopened.add(1);
                 files.store(Arc::new(new));
@@ -198,7 +204,7 @@ impl Blob {
         flights.insert(chunk, vec![Arc::clone(parked)]);
         let mut claimed = Vec::with_capacity(companions.len());
         for (chunk, facts) in companions {
-            let is_missing = files.is_none_or(|files| files.presence(chunk) == Presence::Missing);
+            let is_missing = files.is_none_or(|files| files.presence(chunk, &facts) == Presence::Missing);
             if is_missing && let Entry::Vacant(flight) = flights.entry(chunk) {
                 flight.insert(Vec::new());
                 claimed.push((self.claim(chunk, files), facts));
@@ -208,9 +214,14 @@ impl Blob {
     }
 
     /// Claims `chunk`, for which nobody waits, if it is missing and not in flight.
-    pub(super) fn claim_missing(self: &Arc<Self>, chunk: u32, files: &Arc<Generation>) -> Option<Claim> {
+    pub(super) fn claim_missing(
+        self: &Arc<Self>,
+        chunk: u32,
+        facts: &ChunkFacts,
+        files: &Arc<Generation>,
+    ) -> Option<Claim> {
         let mut flights = lock(&self.flights);
-        if flights.contains_key(&chunk) || files.presence(chunk) != Presence::Missing {
+        if flights.contains_key(&chunk) || files.presence(chunk, facts) != Presence::Missing {
             return None;
         }
         flights.insert(chunk, Vec::new());
@@ -236,6 +247,14 @@ impl Blob {
 
     fn claim(self: &Arc<Self>, chunk: u32, files: Option<&Arc<Generation>>) -> Claim {
         Claim { blob: Arc::clone(self), files: files.cloned(), chunk, is_locked: false, is_alone: false, is_open: true }
+    }
+
+    /// The place of a chunk is another image's: said once in a while, since it costs speed.
+    pub(super) fn note_disputed(&self, inner: &Inner, chunk: u32) {
+        inner.metrics.storage.disputed_chunks.add(1);
+        if self.cache_warning.passes() {
+            tracing::warn!(blob = %self.id, chunk, "another image describes this blob otherwise; not cached");
+        }
     }
 
     fn land(&self, chunk: u32, outcome: &Outcome) {
@@ -326,6 +345,22 @@ impl Claim {
     /// Fetches the chunk although another process has it: that one does not get on.
     pub(super) fn ignore_lock(&mut self) {
         self.is_alone = true;
+    }
+
+    /// By which right the place of the chunk can be claimed.
+    pub(super) fn right(&self) -> Right {
+        if self.is_locked { Right::Locked } else { Right::Unlocked }
+    }
+
+    /// Whether who has the lock fetches what another image calls by this number: then there is nothing to wait for.
+    pub(super) fn is_contested(&self, facts: &ChunkFacts) -> bool {
+        self.files.as_ref().is_some_and(|files| files.is_contested(self.chunk, facts))
+    }
+
+    /// The chunk has no place in the cache files: it is read into memory, and is no business of other processes.
+    pub(super) fn leave_files(&mut self) {
+        self.unlock();
+        self.files = None;
     }
 
     fn unlock(&mut self) {

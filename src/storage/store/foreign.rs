@@ -44,8 +44,12 @@ impl Foreign {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for (claim, facts) in self.chunks {
             let Some(mut claim) = claim.unless_idle() else { continue };
-            let is_there = claim.files.as_ref().is_some_and(|files| files.presence(claim.chunk) == Presence::Trusted);
+            let is_there =
+                claim.files.as_ref().is_some_and(|files| files.presence(claim.chunk, &facts) == Presence::Trusted);
             if is_there || claim.try_lock() {
+                ours.push((claim, facts));
+            } else if claim.is_contested(&facts) {
+                claim.leave_files();
                 ours.push((claim, facts));
             } else if is_patient {
                 theirs.push((claim, facts));

@@ -15,6 +15,8 @@ use super::error::ReadError;
 use super::fetch;
 use super::fetch::Wanted;
 use super::fetch::stored;
+use super::keep;
+use super::loading;
 use super::lot::Lot;
 use super::lot::Recipe;
 use super::lot::offset_in_unit;
@@ -24,6 +26,7 @@ use crate::limits::DAMAGE_RETRIES;
 use crate::limits::LANDING_SLICE_BYTES;
 use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Coding;
+use crate::storage::cache::keeping::Content;
 use crate::storage::codec;
 use crate::storage::codec::CodecError;
 use crate::storage::codec::Form;
@@ -70,6 +73,17 @@ struct Part {
     /// Chunks that are out and cannot be kept. Their readers are answered when the unit is on the shelf, so that the
     /// next ones find it there.
     held_back: Vec<(Claim, Outcome)>,
+    /// Whether the cache has the stored bytes of this unit already.
+    is_written: bool,
+    origin: Origin,
+}
+
+/// Where bytes come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Backend,
+    /// The cache files, which keep chunks as they are stored.
+    Cache,
 }
 
 /// Chunks whose stored bytes are here.
@@ -86,9 +100,14 @@ pub(super) struct Landing {
 impl Landing {
     /// `lots` of `blob`, whose bytes are `fetched`.
     pub(super) fn new(blob: Arc<Blob>, fetched: Arc<Fetched>, lots: Vec<Lot>) -> Self {
-        let parts = lots.into_iter().map(|lot| Part { lot, decoded: None, is_loose: false, held_back: Vec::new() });
-        let parts = parts.collect();
+        let parts = lots.into_iter().map(Part::new).collect();
         Self { blob, fetched, damaged: 0, parts, _permit: None }
+    }
+
+    /// The bytes come from the cache files.
+    pub(super) fn of_cache(mut self) -> Self {
+        self.parts.iter_mut().for_each(|part| part.origin = Origin::Cache);
+        self
     }
 
     /// Bytes of these chunks were wrong `damaged` times already; `permit` is given back at the end.
@@ -177,6 +196,9 @@ impl Landing {
 
     /// Fetches damaged chunks once more.
     fn again(&self, inner: &Arc<Inner>, chunks: Vec<Wanted>) {
+        if self.parts.iter().any(|part| part.origin == Origin::Cache) {
+            return loading::fetch_again(inner, chunks);
+        }
         let mut chunks = chunks.into_iter().peekable();
         while let Some(first) = chunks.next() {
             let range = stored(&first.1);
@@ -190,26 +212,41 @@ impl Landing {
 }
 
 impl Part {
+    fn new(lot: Lot) -> Self {
+        let (held_back, origin) = (Vec::new(), Origin::Backend);
+        Self { lot, decoded: None, is_loose: false, held_back, is_written: false, origin }
+    }
+
     /// Makes a chunk ready. Gives it back if it is damaged and worth another attempt.
     fn finish(&mut self, inner: &Inner, wanted: Wanted, fetched: &Fetched, damaged: u32) -> Option<Wanted> {
+        when_idle(give_back);
         let (claim, facts) = wanted;
         let blob = Arc::clone(&claim.blob);
-        let keep = |plain: &[u8]| keep(inner, &claim, &facts, plain);
+        let (origin, is_unit) = (self.origin, self.lot.recipe.key().is_some());
+        let stored = if is_unit && self.is_written { Some(&[][..]) } else { fetched.piece(&stored(&facts)) };
+        let keep = |plain: &[u8]| match origin {
+            Origin::Backend => keep::keep(inner, &claim, &facts, Content { stored, plain }),
+            Origin::Cache => (keep::found(inner, &claim, &facts, plain), true),
+        };
         let verified = match &self.lot.recipe {
             Recipe::Single => single(&blob, &facts, fetched, keep),
             recipe => shared(inner, &blob, recipe, &mut self.decoded, &facts, fetched).map(keep),
         };
         match verified {
-            Ok(outcome) => {
-                self.is_loose |= matches!(outcome, Outcome::Memory { .. });
-                inner.metrics.storage.chunks_fetched.add(1);
-                if claim.files.is_none() && self.lot.recipe.key().is_some() {
+            Ok((outcome, is_kept)) => {
+                self.is_loose |= matches!(outcome, Outcome::Memory(_));
+                self.is_written |= is_kept;
+                if origin == Origin::Backend {
+                    inner.metrics.storage.chunks_fetched.add(1);
+                }
+                if claim.files.is_none() && is_unit {
                     self.held_back.push((claim, outcome));
                 } else {
                     claim.land(&outcome);
                 }
                 None
             }
+            Err(_) if origin == Origin::Cache => Some((claim, facts)),
             Err(source) => {
                 inner.metrics.storage.digest_mismatches.add(1);
                 // Where nobody waits, nobody is told.
@@ -274,6 +311,12 @@ thread_local! {
     static OPENED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Stored bytes and units leave their mark in the allocator too: it is trimmed behind this.
+fn give_back() {
+    discard(PLAIN.take());
+    discard(OPENED.take());
+}
+
 /// Decodes and verifies a chunk that is stored alone; `use_plain` sees the plain bytes only if they are right.
 fn single<T>(
     blob: &Blob,
@@ -281,11 +324,6 @@ fn single<T>(
     fetched: &Fetched,
     use_plain: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, CodecError> {
-    // The stored bytes leave their mark in the allocator too.
-    when_idle(|| {
-        discard(PLAIN.take());
-        discard(OPENED.take());
-    });
     let missing = CodecError::Length { expected: facts.compressed_bytes as usize, actual: 0 };
     let stored = fetched.piece(&stored(facts)).ok_or(missing)?;
     let sealing = blob.sealing.as_ref();
@@ -308,20 +346,4 @@ fn single<T>(
     OPENED.set(scratch);
     PLAIN.set(buffer);
     used
-}
-
-/// Writes a verified chunk to the cache; if that fails, the waiters get it from memory.
-fn keep(inner: &Inner, claim: &Claim, facts: &ChunkFacts, plain: &[u8]) -> Outcome {
-    let in_memory = || Outcome::Memory { offset: facts.uncompressed_offset, plain: Arc::new(plain.to_vec()) };
-    let Some(files) = &claim.files else { return in_memory() };
-    match files.store(claim.chunk, facts.uncompressed_offset, plain) {
-        Ok(()) => Outcome::Ready,
-        Err(error) => {
-            inner.metrics.storage.cache_write_errors.add(1);
-            if claim.blob.cache_warning.passes() {
-                tracing::warn!(blob = %claim.blob.id, %error, "cache cannot be written; reads are served from memory");
-            }
-            in_memory()
-        }
-    }
 }

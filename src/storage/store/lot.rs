@@ -65,7 +65,7 @@ pub(super) fn companions(
     (chunk, facts): (u32, &ChunkFacts),
 ) -> Vec<(u32, ChunkFacts)> {
     let unit = UnitKey::of(facts);
-    let may_be_cached = files.is_some_and(|files| files.presence(chunk) != Presence::Missing);
+    let may_be_cached = files.is_some_and(|files| files.presence(chunk, facts) != Presence::Missing);
     if unit.is_none() || may_be_cached || blob.is_in_flight(chunk) {
         return Vec::new();
     }

@@ -7,19 +7,24 @@
 //! ```text
 //! read -> ready_now -----------------------------------------------------------> done (caller's thread)
 //!      -> probe (page cache?) -> ready_now ------------------------------------> done
-//!      -> park -> [pool] resolve -> table -> admit -> drive -> fetch -> finish -> done (pool)
+//!      -> decoded a moment ago? -----------------------------------------------> done
+//!      -> park -> [pool] resolve -> table -> gate -> admit -> drive -> fetch -> finish -> done (pool)
 //! ```
 //!
-//! Lock order: `Blob::flights` or the table's load lock, then `Parked::state`. The register, the budget and the pool's
-//! queues are leaves, and so is the shelf. None is held over I/O, a backend call or a `done`.
+//! Lock order: `Blob::flights`, the table's load lock or the gate's, then `Parked::state`. The register, the budget, the
+//! decoded chunks, the shelf and the pool's queues are leaves. None is held over I/O, a backend call or a `done`.
 
 mod blob;
 mod budget;
+mod decoded;
 mod doubt;
 mod error;
 mod fetch;
 mod foreign;
+mod gate;
+mod keep;
 mod landing;
+mod loading;
 mod lot;
 mod parked;
 mod plan;
@@ -41,7 +46,9 @@ use smallvec::SmallVec;
 
 use self::blob::Blob;
 use self::budget::Budget;
+use self::decoded::Decoded;
 use self::doubt::Doubt;
+use self::gate::Gate;
 use self::parked::Done;
 use self::parked::Parked;
 use self::register::Register;
@@ -49,6 +56,9 @@ use self::shelf::Shelf;
 use super::backend::Backend;
 use super::cache::Directory;
 use super::cache::Generation;
+use super::cache::Keeping;
+use super::cache::PageKeys;
+use super::cache::Setup;
 use super::cache::generation::Presence;
 use super::pool::Pool;
 use super::sync::Arc;
@@ -70,12 +80,17 @@ pub use self::error::StoreError;
 pub use self::ready::ReadyRead;
 pub use self::table::ChunkSource;
 pub use self::table::LazyChunks;
+pub use super::cache::Index;
 
 /// How a store works.
 #[derive(Debug, Clone)]
 pub struct StoreOptions {
-    /// Directory of cache files, made if missing. `None`: nothing is kept, each read fetches (`dummycache`).
+    /// Directory of cache files, made if missing. `None`: nothing is kept but some chunks in memory (`dummycache`).
     pub work_dir: Option<PathBuf>,
+    /// How chunks are kept there.
+    pub form: CacheForm,
+    /// Whether chunk maps of v5 images are used. Those of v6 images always are, as upstream does.
+    pub index: Index,
     /// Which boot of the machine this is ([`crate::sys::machine::boot_id`]).
     pub boot_id: [u8; 16],
     /// Stored bytes up to which a fetch takes the following chunks along; 0: exactly what is asked.
@@ -90,6 +105,31 @@ pub struct StoreOptions {
     /// The file that the bootstrap was taken from, whatever name is asked for: it may hold chunk tables
     /// ([`crate::rafs::facts::MetaHolder::Bootstrap`]).
     pub bootstrap: Option<Arc<dyn Backend>>,
+}
+
+/// How chunks are kept in the cache directory.
+#[derive(Clone)]
+pub enum CacheForm {
+    /// Decoded: readers are served from a map of the file.
+    Plain,
+    /// As they come from the backend (`compressed`).
+    Compressed,
+    /// Decoded and encrypted, all with this key, whose halves differ.
+    Encrypted([u8; 32]),
+    /// Decoded and encrypted, each with its digest.
+    Convergent,
+}
+
+impl std::fmt::Debug for CacheForm {
+    /// Shows no key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Plain => "Plain",
+            Self::Compressed => "Compressed",
+            Self::Encrypted(_) => "Encrypted(..)",
+            Self::Convergent => "Convergent",
+        })
+    }
 }
 
 /// Blobs of one image: see the module.
@@ -114,6 +154,8 @@ pub(in crate::storage) struct Inner {
     metrics: Arc<Metrics>,
     register: Register,
     budget: Arc<Budget>,
+    decoded: Decoded,
+    gate: Gate,
     shelf: Shelf,
     doubt: Doubt,
     closing: AtomicBool,
@@ -137,8 +179,9 @@ impl Store {
             None => None,
         };
         let open = |facts: BlobFacts| -> Result<Arc<Blob>, CacheError> {
-            let files = open_files(directory.as_ref(), &facts, options.boot_id)?;
-            Ok(Arc::new(Blob::new(facts, files)))
+            let setup = setup_for(&options, &facts);
+            let files = open_files(directory.as_ref(), &facts, &setup)?;
+            Ok(Arc::new(Blob::new(facts, files, setup)))
         };
         let blobs = blobs.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let inner = Arc::new_cyclic(|weak| Inner {
@@ -151,6 +194,8 @@ impl Store {
             metrics,
             register: Register::default(),
             budget: Budget::new(IN_FLIGHT_BYTES as u64, Weak::clone(weak)),
+            decoded: Decoded::default(),
+            gate: Gate::default(),
             shelf: Shelf::default(),
             doubt: Doubt::default(),
             closing: AtomicBool::new(false),
@@ -187,6 +232,10 @@ impl Store {
             self.inner.metrics.storage.warm_reads.add(1);
             return done(Ok(ready));
         }
+        if let Some(ready) = self.inner.ready_decoded(pieces) {
+            self.inner.metrics.storage.warm_reads.add(1);
+            return done(Ok(ready));
+        }
         self.inner.metrics.storage.parked_reads.add(1);
         self.inner.park(pieces, Box::new(done));
     }
@@ -216,21 +265,43 @@ impl Drop for Store {
     }
 }
 
+/// How the cache files of `blob` are used.
+fn setup_for(options: &StoreOptions, blob: &BlobFacts) -> Setup {
+    let is_v6 = blob.meta.is_some();
+    let index = if is_v6 { Index::Map } else { options.index };
+    let keeping = match &options.form {
+        CacheForm::Plain => Keeping::Plain,
+        CacheForm::Compressed => Keeping::Stored,
+        CacheForm::Encrypted(key) => Keeping::Encrypted(PageKeys::one(key)),
+        // Upstream knows the digests of v6 only if it is to validate.
+        CacheForm::Convergent if is_v6 && !options.validate => Keeping::Encrypted(PageKeys::without_digests()),
+        CacheForm::Convergent => Keeping::Encrypted(PageKeys::digests()),
+    };
+    Setup { boot_id: options.boot_id, keeping, index }
+}
+
 /// The cache files of a blob; `None` where nothing can be kept.
 fn open_files(
     directory: Option<&Directory>,
     blob: &BlobFacts,
-    boot_id: [u8; 16],
+    setup: &Setup,
 ) -> Result<Option<Generation>, CacheError> {
-    let is_sized = blob.chunk_count > 0 && blob.uncompressed_bytes > 0;
-    let Some(directory) = directory.filter(|_| is_sized) else { return Ok(None) };
+    let Some(directory) = directory else { return Ok(None) };
+    if blob.features & feature::TARFS != 0 {
+        // The tar itself lies there, or nothing does.
+        return Generation::open_in_place(directory, blob);
+    }
+    let is_sized = blob.chunk_count > 0 && setup.keeping.data_bytes(blob) > 0;
+    if !is_sized {
+        return Ok(None);
+    }
     if blob.features & feature::ALIGNED == 0 && blob.uncompressed_bytes > MAX_UNALIGNED_BLOB_BYTES {
         return Err(CacheError::TooLarge { id: blob.id.clone(), bytes: blob.uncompressed_bytes });
     }
-    match Generation::open(directory, blob, boot_id) {
+    match Generation::open_as(directory, blob, setup) {
         Ok(files) => Ok(Some(files)),
-        // A disk that is full or fails costs speed, not the image.
-        Err(error) if error.is_of_the_disk() => {
+        // A disk that is full or fails, or an image that lies, costs speed, not the image.
+        Err(error) if error.is_survivable() => {
             tracing::warn!(blob = %blob.id, error = &error as &dyn std::error::Error, "not cached; reads are served from memory");
             Ok(None)
         }
@@ -285,21 +356,24 @@ impl Inner {
     fn probe_one(&self, piece: &Piece) -> Option<bool> {
         let blob = self.blobs.get(piece.blob as usize)?;
         let files = blob.files()?;
-        if files.view.is_lost() {
+        if files.view.is_lost() || !files.is_mapped() {
             return None;
         }
         let (offset, len) = match files.extents.get(piece.chunk) {
             Some(extent) if extent.touched => return Some(true),
             Some(extent) => (extent.offset, extent.len),
-            None if self.options.validate || files.presence(piece.chunk) != Presence::Trusted => return None,
+            None if self.options.validate || files.is_doubtful() => return None,
             None => {
                 let facts = blob.table.loaded()?.chunk(&blob.facts, piece.chunk).ok()?;
+                if files.presence(piece.chunk, &facts) != Presence::Trusted {
+                    return None;
+                }
                 (facts.uncompressed_offset, facts.uncompressed_bytes)
             }
         };
         let is_here = len <= PROBE_BYTES && files.is_in_memory(offset, len);
         if is_here {
-            files.note_touched(piece.chunk, offset, len as usize);
+            files.note_touched(piece.chunk, offset, len);
         }
         Some(is_here)
     }

@@ -6,7 +6,9 @@ use std::time::Instant;
 use smallvec::SmallVec;
 
 use super::Inner;
+use super::decoded::Chunk;
 use super::error::ReadError;
+use super::gate::Pass;
 use super::ready::ReadyRead;
 use super::resolve;
 use crate::limits::READ_ATTEMPTS;
@@ -26,13 +28,8 @@ pub(super) type Done = Box<dyn FnOnce(Result<ReadyRead, ReadError>) + Send>;
 pub(super) enum Outcome {
     /// It is in the data file.
     Ready,
-    /// It is verified, but the cache could not take it.
-    Memory {
-        /// Offset in the uncompressed blob.
-        offset: u64,
-        /// The whole chunk.
-        plain: Arc<Vec<u8>>,
-    },
+    /// It is verified, and in memory only.
+    Memory(Chunk),
     /// It cannot be had.
     Failed(ReadError),
 }
@@ -41,14 +38,15 @@ pub(super) enum Outcome {
 pub(super) struct Loose {
     blob: u32,
     chunk: u32,
-    offset: u64,
-    plain: Arc<Vec<u8>>,
+    content: Chunk,
 }
 
 struct State {
     /// Taken when the read is answered.
     done: Option<Done>,
     loose: Vec<Loose>,
+    /// Room for what is in `loose`, where that needs any.
+    pass: Option<Pass>,
     error: Option<ReadError>,
     /// How often it began.
     attempts: u32,
@@ -76,13 +74,31 @@ impl Parked {
         store: Weak<Inner>,
         done: Done,
     ) -> Self {
-        let state = Mutex::new(State { done: Some(done), loose: Vec::new(), error: None, attempts: 1 });
+        let state = Mutex::new(State { done: Some(done), loose: Vec::new(), pass: None, error: None, attempts: 1 });
         Self { id, pieces, deadline, store, expected: AtomicU64::new(1), state }
     }
 
     /// Whether somebody still waits for the answer.
     pub(super) fn is_live(&self) -> bool {
         lock(&self.state).done.is_some()
+    }
+
+    /// Whether it has room for its chunks.
+    pub(super) fn is_admitted(&self) -> bool {
+        lock(&self.state).pass.is_some()
+    }
+
+    /// Gives it room for its chunks, until it is answered.
+    pub(super) fn admit(&self, pass: Pass) {
+        let unused = {
+            let mut state = lock(&self.state);
+            match state.done {
+                Some(_) => state.pass.replace(pass),
+                // Answered meanwhile: nobody would give it back.
+                None => Some(pass),
+            }
+        };
+        drop(unused);
     }
 
     /// One more arrival is expected; called while at least one is.
@@ -95,9 +111,11 @@ impl Parked {
     pub(super) fn arrive(self: &Arc<Self>, blob: u32, chunk: u32, outcome: &Outcome) {
         match outcome {
             Outcome::Ready => {}
-            Outcome::Memory { offset, plain } => {
-                let loose = Loose { blob, chunk, offset: *offset, plain: Arc::clone(plain) };
-                lock(&self.state).loose.push(loose);
+            Outcome::Memory(content) => {
+                let mut state = lock(&self.state);
+                if state.done.is_some() {
+                    state.loose.push(Loose { blob, chunk, content: content.clone() });
+                }
             }
             Outcome::Failed(error) => self.note(error),
         }
@@ -123,7 +141,11 @@ impl Parked {
 
     /// Answers with `error`, if there was no answer yet. What arrives later is of no interest.
     pub(super) fn fail(&self, error: ReadError) {
-        let done = lock(&self.state).done.take();
+        let (done, loose) = {
+            let mut state = lock(&self.state);
+            (state.done.take(), std::mem::take(&mut state.loose))
+        };
+        drop(loose);
         self.complete(done, Err(error));
     }
 
@@ -163,6 +185,8 @@ impl Parked {
 
     fn complete(&self, done: Option<Done>, result: Result<ReadyRead, ReadError>) {
         let Some(done) = done else { return };
+        // Given back when the bytes were copied.
+        let _pass = lock(&self.state).pass.take();
         if let Some(store) = self.store.upgrade() {
             store.forget(self.id);
         }
@@ -177,12 +201,8 @@ impl Parked {
         for piece in &self.pieces {
             let lost = || ReadError::Lost(piece.blob);
             let in_memory = loose.iter().find(|loose| (loose.blob, loose.chunk) == (piece.blob, piece.chunk));
-            if let Some(Loose { offset, plain, .. }) = in_memory {
-                let start = piece.offset.checked_sub(*offset).and_then(|start| usize::try_from(start).ok());
-                let fits =
-                    |start: &usize| plain.len().checked_sub(*start).is_some_and(|room| room >= piece.len as usize);
-                let start = start.filter(fits).ok_or_else(lost)?;
-                ready.push_memory(Arc::clone(plain), start, piece.len as usize);
+            if let Some(loose) = in_memory {
+                ready.push_chunk(&loose.content, piece).ok_or_else(lost)?;
                 continue;
             }
             let blob = store.blobs.get(piece.blob as usize).ok_or_else(lost)?;

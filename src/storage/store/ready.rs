@@ -3,6 +3,7 @@
 use arc_swap::Guard;
 use smallvec::SmallVec;
 
+use super::decoded::Chunk;
 use crate::rafs::facts::Piece;
 use crate::storage::cache::Generation;
 use crate::storage::sync::Arc;
@@ -13,7 +14,7 @@ use crate::sys::sink::SinkError;
 enum Part {
     /// In the data file of a blob.
     Cache { files: Guard<Arc<Generation>>, blob: u32, offset: u64, len: usize },
-    /// In a chunk that the cache could not take.
+    /// In a chunk that is in memory only.
     Memory { chunk: Arc<Vec<u8>>, start: usize, len: usize },
 }
 
@@ -68,10 +69,14 @@ impl ReadyRead {
         self.parts.push(Part::Cache { files, blob: piece.blob, offset: piece.offset, len });
     }
 
-    /// Appends `len` bytes of `chunk` from `start`; both were checked against the chunk's length.
-    pub(super) fn push_memory(&mut self, chunk: Arc<Vec<u8>>, start: usize, len: usize) {
+    /// Appends a piece of `chunk`. `None`: it does not lie in it.
+    pub(super) fn push_chunk(&mut self, chunk: &Chunk, piece: &Piece) -> Option<()> {
+        let start = usize::try_from(piece.offset.checked_sub(chunk.offset)?).ok()?;
+        let len = piece.len as usize;
+        chunk.plain.len().checked_sub(start).filter(|room| *room >= len)?;
         self.len = self.len.saturating_add(len);
-        self.parts.push(Part::Memory { chunk, start, len });
+        self.parts.push(Part::Memory { chunk: Arc::clone(&chunk.plain), start, len });
+        Some(())
     }
 
     /// Bytes.

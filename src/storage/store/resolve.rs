@@ -9,6 +9,7 @@ use super::error::ReadError;
 use super::fetch;
 use super::fetch::Wanted;
 use super::foreign;
+use super::loading;
 use super::lot;
 use super::parked::Outcome;
 use super::parked::Parked;
@@ -50,6 +51,12 @@ fn resolve(inner: &Arc<Inner>, parked: &Arc<Parked>) {
             return;
         }
     }
+    if !parked.is_admitted() {
+        let bytes = held_bytes(inner, &parked.pieces);
+        if bytes > 0 && !inner.gate.enter(inner, parked, bytes) {
+            return;
+        }
+    }
     let mut claims = Vec::new();
     for run in runs(&parked.pieces) {
         if let Err(error) = admit(inner, parked, run, &mut claims) {
@@ -69,6 +76,25 @@ fn resolve(inner: &Arc<Inner>, parked: &Arc<Parked>) {
 /// Neighbouring pieces of the same blob.
 fn runs(pieces: &[Piece]) -> impl Iterator<Item = &[Piece]> {
     pieces.chunk_by(|one, two| one.blob == two.blob)
+}
+
+/// Bytes of chunks that a read holds while it waits for its last one; 0 if it holds none.
+fn held_bytes(inner: &Inner, pieces: &[Piece]) -> u64 {
+    let mut last = None;
+    let (mut chunks, mut bytes) = (0u32, 0u64);
+    for piece in pieces {
+        let Some(blob) = inner.blobs.get(piece.blob as usize) else { continue };
+        if last.replace((piece.blob, piece.chunk)) == Some((piece.blob, piece.chunk))
+            || blob.files().is_some_and(|files| files.is_mapped())
+        {
+            continue;
+        }
+        // What cannot be looked up fails later, with its reason.
+        let facts = blob.table.loaded().and_then(|table| table.chunk(&blob.facts, piece.chunk).ok());
+        chunks = chunks.saturating_add(1);
+        bytes = bytes.saturating_add(facts.map_or(0, |facts| u64::from(facts.uncompressed_bytes)));
+    }
+    if chunks > 1 { bytes } else { 0 }
 }
 
 /// Lets `parked` wait for the chunks of `run`, all of one blob; adds those to `claims` that nobody sees to yet.
@@ -104,25 +130,30 @@ fn facts_of(blob: &Blob, table: &Arc<Table>, chunk: u32) -> Result<ChunkFacts, R
 }
 
 /// Sees to claimed chunks: those that are in the cache land, the others are fetched.
-pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
-    let (mut missing, mut foreign) = (Vec::new(), Vec::new());
+pub(super) fn drive(inner: &Arc<Inner>, mut claims: Vec<Wanted>) {
+    claims.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
+    let (mut missing, mut foreign, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    // The unit at hand, if another process has one of its chunks. All lock in the same order, so it will have the others,
+    // and two processes do not share a unit that both would have to fetch.
+    let mut theirs = None;
     for (mut claim, facts) in claims {
-        if is_believed(inner, &claim, &facts) {
-            claim.land(&Outcome::Ready);
-        } else if !claim.try_lock() {
-            foreign.push((claim, facts));
-        } else if is_cached(inner, &claim, &facts) {
-            // Fetched by another process between our look and our lock; or found, and verified under the lock: by one
-            // process only, and never while another writes it.
-            claim.land(&Outcome::Ready);
-        } else {
-            missing.push((claim, facts));
+        let unit = lot::UnitKey::of(&facts).map(|key| (claim.blob.facts.index, key));
+        let is_missing = |files: &Arc<Generation>| files.presence(claim.chunk, &facts) == Presence::Missing;
+        let is_theirs = unit.is_some() && unit == theirs && claim.files.as_ref().is_some_and(is_missing);
+        let way = if is_theirs { Way::Foreign } else { way(inner, &mut claim, &facts) };
+        match way {
+            Way::Here(outcome) => claim.land(&outcome),
+            Way::Foreign => {
+                theirs = unit;
+                foreign.push((claim, facts));
+            }
+            Way::Kept => kept.push((claim, facts)),
+            Way::Missing => missing.push((claim, facts)),
         }
     }
+    loading::load(inner, kept);
     foreign::wait(inner, foreign);
-    let mut missing = shelf::serve(inner, missing);
-    missing.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
-    let mut missing = missing.into_iter().peekable();
+    let mut missing = shelf::serve(inner, missing).into_iter().peekable();
     while let Some(first) = missing.next() {
         let limit = inner.options.amplify_bytes.max(MERGED_FETCH_BYTES);
         let mut span = Span::new(&first.1, limit);
@@ -156,15 +187,18 @@ fn amplify(inner: &Arc<Inner>, span: &mut Span, chunks: &mut Vec<Wanted>) {
         if !fits || !is_free && !lot::can_be_verified(&facts) {
             return;
         }
-        let claim = if lot::can_be_verified(&facts) { blob.claim_missing(next, &files) } else { None };
+        let can_be_verified = lot::can_be_verified(&facts);
+        let claim = if can_be_verified { blob.claim_missing(next, &facts, &files) } else { None };
         let Some(mut claim) = claim else {
             if is_free {
                 continue;
             }
             return;
         };
-        if !claim.try_lock() || files.presence(next) != Presence::Missing {
-            // Another process has it, or had it a moment ago. That is as well, unless a reader joined in this moment.
+        let is_ours = claim.try_lock() && files.presence(next, &facts) == Presence::Missing;
+        if !is_ours || !files.claim(next, &facts, claim.right()) {
+            // Another process has it, or had it a moment ago, or another image has its place. That is as well, unless a
+            // reader joined in this moment.
             foreign::wait(inner, claim.unless_idle().map(|wanted| (wanted, facts)).into_iter().collect());
             return;
         }
@@ -173,17 +207,83 @@ fn amplify(inner: &Arc<Inner>, span: &mut Span, chunks: &mut Vec<Wanted>) {
     }
 }
 
+/// How a claimed chunk is come by.
+enum Way {
+    /// It is at hand.
+    Here(Outcome),
+    /// Another process sees to it.
+    Foreign,
+    /// The cache files hold it in another form.
+    Kept,
+    /// From the backend.
+    Missing,
+}
+
+fn way(inner: &Inner, claim: &mut Claim, facts: &ChunkFacts) -> Way {
+    if let Some(chunk) = inner.decoded.get(claim.blob.facts.index, claim.chunk) {
+        return Way::Here(Outcome::Memory(chunk));
+    }
+    let Some(files) = claim.files.clone() else { return Way::Missing };
+    let presence = files.presence(claim.chunk, facts);
+    if matches!(presence, Presence::Disputed | Presence::Beyond) {
+        if presence == Presence::Disputed {
+            claim.blob.note_disputed(inner, claim.chunk);
+        }
+        claim.leave_files();
+        return Way::Missing;
+    }
+    let is_mapped = files.is_mapped();
+    if is_mapped && is_believed(inner, claim, facts) {
+        return Way::Here(Outcome::Ready);
+    }
+    if !is_mapped && presence == Presence::Trusted {
+        return Way::Kept;
+    }
+    if !claim.try_lock() {
+        if !claim.is_contested(facts) {
+            return Way::Foreign;
+        }
+        claim.leave_files();
+        return Way::Missing;
+    }
+    // Fetched by another process between our look and our lock; or found, and verified under the lock: by one process
+    // only, and never while another writes it.
+    if is_mapped && is_cached(inner, claim, facts) {
+        return Way::Here(Outcome::Ready);
+    }
+    if !is_mapped && is_kept(&files, claim, facts) {
+        return Way::Kept;
+    }
+    // Before it is fetched, so that others see whose flight this is.
+    if !files.claim(claim.chunk, facts, claim.right()) {
+        claim.blob.note_disputed(inner, claim.chunk);
+        claim.leave_files();
+    }
+    Way::Missing
+}
+
+/// Whether files that are not mapped hold the chunk, so that it can be told whether it is right. The caller has its
+/// lock.
+fn is_kept(files: &Generation, claim: &Claim, facts: &ChunkFacts) -> bool {
+    match files.presence(claim.chunk, facts) {
+        Presence::Trusted => true,
+        Presence::Hint => facts.digest.is_some() && files.claim(claim.chunk, facts, claim.right()),
+        Presence::Missing | Presence::Disputed | Presence::Beyond => false,
+    }
+}
+
 /// Whether the chunk is in the cache, needs no proof, and is in memory now. Blocks on the disk.
 fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
     let Some(files) = &claim.files else { return false };
     let (chunk, offset, len) = (claim.chunk, facts.uncompressed_offset, facts.uncompressed_bytes);
-    let needs_proof = inner.options.validate && facts.digest.is_some() && files.extents.get(chunk).is_none();
-    if needs_proof || files.presence(chunk) != Presence::Trusted {
+    let is_asked_for = (inner.options.validate || files.is_doubtful()) && facts.digest.is_some();
+    let needs_proof = is_asked_for && files.extents.get(chunk).is_none();
+    if needs_proof || files.presence(chunk, facts) != Presence::Trusted {
         return false;
     }
     match files.touch(offset, len) {
         Ok(()) => {
-            files.note_touched(chunk, offset, len as usize);
+            files.note_touched(chunk, offset, len);
             true
         }
         Err(error) => {
@@ -201,10 +301,11 @@ fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
     }
     let Some(files) = &claim.files else { return false };
     let chunk = claim.chunk;
-    let (offset, len) = (facts.uncompressed_offset, facts.uncompressed_bytes);
-    let presence = files.presence(chunk);
+    let presence = files.presence(chunk, facts);
     match presence {
-        Presence::Missing => false,
+        Presence::Missing | Presence::Disputed | Presence::Beyond => false,
+        // Claimed first: what is looked at must not be written by another image meanwhile.
+        Presence::Trusted | Presence::Hint if !files.claim(chunk, facts, claim.right()) => false,
         Presence::Trusted | Presence::Hint => {
             let is_right = is_right(files, &claim.blob, facts);
             match (presence, is_right) {
@@ -217,9 +318,9 @@ fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
                 }
             }
             if is_right {
-                files.confirm(chunk, offset, len as usize);
+                files.confirm(chunk, facts);
             } else {
-                files.refute(chunk);
+                files.refute(chunk, facts);
             }
             is_right
         }
@@ -229,7 +330,5 @@ fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
 /// Whether the cached bytes match the digest. Without a digest nothing can be said for them.
 fn is_right(files: &Generation, blob: &Blob, facts: &ChunkFacts) -> bool {
     let Some(digest) = facts.digest else { return false };
-    // Its size was checked against the chunk size.
-    let mut plain = vec![0; facts.uncompressed_bytes as usize];
-    files.read(facts.uncompressed_offset, &mut plain).is_ok() && codec::digest(blob.facts.digester, &plain) == digest
+    files.load(facts).is_ok_and(|plain| codec::digest(blob.facts.digester, &plain) == digest)
 }

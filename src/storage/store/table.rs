@@ -33,6 +33,7 @@ use crate::rafs::meta::BlobMeta;
 use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::cache::CacheError;
 use crate::storage::cache::Directory;
+use crate::storage::cache::TEMPORARY;
 use crate::storage::codec;
 use crate::storage::codec::Form;
 use crate::storage::steps::Step;
@@ -430,7 +431,8 @@ fn keep(directory: &Directory, blob: &BlobFacts, content: &[u8]) -> Result<View,
     static SERIAL: AtomicU64 = AtomicU64::new(0);
     let name = file_name(blob);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let temporary = format!("{name}.{}-{serial}.tmp", std::process::id());
+    let temporary = format!("{name}.{}-{serial}{TEMPORARY}", std::process::id());
+    directory.remove_abandoned(&format!("{name}."));
     let file = directory.create_temporary(&temporary)?;
     pass(Step::TableMade);
     let write = || {

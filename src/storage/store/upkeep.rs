@@ -85,6 +85,7 @@ impl Inner {
         self.register.take_parked().iter().for_each(|parked| parked.fail(ReadError::Shutdown));
         drop(self.register.take_held().into_iter().filter_map(Entry::take_back).collect::<Vec<_>>());
         self.budget.clear();
+        self.gate.clear();
         self.shelf.clear();
         let (flushed, is_flushed) = mpsc::channel::<()>();
         let inner = Arc::clone(self);

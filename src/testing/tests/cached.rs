@@ -27,7 +27,7 @@ pub const MAP: &str = ".blob.data.chunk_map";
 pub const META: &str = ".blob.meta";
 pub const SIDE: &str = ".nydus_state";
 
-/// Bytes before the bits of a chunk map, and of a side file.
+/// Bytes before the bits of a chunk map, and before the records of a side file.
 pub const HEADER: usize = 4096;
 
 /// A v6 image in `home`, and what it shows: a few files of `file_bytes` that do not compress, some text, chunks of 4 KiB.
@@ -122,7 +122,9 @@ impl Files {
         if side.get(32..40) != Some(&data.to_le_bytes()) {
             return Vec::new();
         }
-        self.bits(side.get(HEADER..).unwrap_or_default(), |chunk| 1 << (chunk % 8))
+        // The bit "written" of each record (`storage::cache::claims`).
+        let is_written = |chunk: &usize| side.get(HEADER + 16 * chunk + 8).is_some_and(|byte| byte & 1 != 0);
+        (0..self.chunks).filter(is_written).map(|chunk| chunk as u32).collect()
     }
 
     fn bits(&self, bytes: &[u8], mask: impl Fn(usize) -> u8) -> Vec<u32> {

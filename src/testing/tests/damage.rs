@@ -98,7 +98,7 @@ fn flips(files: &Files, known: &Known) -> Vec<Flip> {
     let mut places: Vec<(&'static str, u64)> = Vec::new();
     places.extend((0..16).chain([17, 100, 4095]).map(|at| (MAP, at)));
     places.extend((HEADER as u64..size(MAP)).map(|at| (MAP, at)));
-    places.extend((0..56).chain([60, 4095]).map(|at| (SIDE, at)));
+    places.extend((0..112).chain([120, 4095]).map(|at| (SIDE, at)));
     places.extend((HEADER as u64..size(SIDE)).map(|at| (SIDE, at)));
     // The array: two whole entries and one byte in each of the others; what is behind it; the header at the end.
     let header = size(META) - 4096;

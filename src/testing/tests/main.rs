@@ -4,6 +4,7 @@
 
 mod bad_requests;
 mod bad_rings;
+mod cache_modes;
 mod cached;
 mod crash;
 mod damage;

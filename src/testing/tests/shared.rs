@@ -205,13 +205,14 @@ fn lose_what_was_not_flushed(cache: &Path, blob: &BlobFacts) -> u32 {
     let meta = View::map_file(meta.as_fd(), meta.metadata().unwrap().len()).unwrap();
     let meta = BlobMeta::open(meta, blob).unwrap();
     let (map, side) = (fs::read(at(".blob.data.chunk_map")).unwrap(), fs::read(at(".nydus_state")).unwrap());
-    let synced = &side[4096 + (side.len() - 4096) / 2..];
+    // The bit "on the disk" of its record (`storage::cache::claims`).
+    let is_synced = |chunk: u32| side[4096 + 16 * chunk as usize + 8] & 2 != 0;
     let data = File::options().write(true).open(at(".blob.data")).unwrap();
     let mut lost = 0;
     for chunk in 0..blob.chunk_count {
         let (byte, bit) = (chunk as usize / 8, chunk % 8);
         let is_ready = map[4096 + byte] & 0x80 >> bit != 0;
-        if is_ready && synced[byte] & 1 << bit == 0 && chunk % 3 != 0 {
+        if is_ready && !is_synced(chunk) && chunk % 3 != 0 {
             let facts = meta.chunk(chunk).unwrap();
             let end = facts.uncompressed_offset + u64::from(facts.uncompressed_bytes);
             data.write_all_at(&[0xA5; 50], end - 50).unwrap();

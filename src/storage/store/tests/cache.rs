@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 
 use super::*;
 use crate::storage::cache::CacheError;
+use crate::storage::cache::claims::Right;
 use crate::storage::store::StoreError;
 use crate::testing::fault::Order;
 
@@ -365,8 +366,8 @@ fn chunk_that_another_process_fetches_is_waited_for_and_not_asked_for() {
     std::thread::sleep(Duration::from_millis(50));
     assert!(is_waiting(&answer));
     for chunk in 3..5 {
-        let piece = rig.piece(chunk);
-        other.store(chunk, piece.offset, &rig.expected(&[piece])).unwrap();
+        let (facts, plain) = (&rig.chunks[chunk as usize], rig.expected(&[rig.piece(chunk)]));
+        other.store(chunk, facts, plain_only(&plain), Right::Locked).unwrap();
     }
     // Seen by the bit, while the lock is still held.
     assert!(wait(&answer).unwrap() == rig.expected(&rig.pieces(2..6)));

@@ -193,17 +193,6 @@ fn malformed_chunk_facts_fail_only_their_reads() {
 }
 
 #[test]
-fn store_without_directory_serves_every_read_from_the_backend() {
-    let rig = Rig::new(10);
-    let store = rig.open_with(|options| options.work_dir = None);
-    for round in 1..=2 {
-        rig.read_right(&store, &rig.pieces(2..6));
-        assert_eq!(rig.backend.requests(), round);
-    }
-    assert!(!rig.cache_dir().exists());
-}
-
-#[test]
 fn store_without_blobs_opens() {
     let rig = Rig::new(1);
     let chunks = Arc::new(Chunks(Vec::new()));

@@ -5,11 +5,17 @@
 #[cfg(not(feature = "model"))]
 mod cache;
 #[cfg(not(feature = "model"))]
+mod disputes;
+#[cfg(not(feature = "model"))]
 mod faults;
 #[cfg(not(feature = "model"))]
 mod flights;
+#[cfg(not(feature = "model"))]
+mod forms;
 #[cfg(feature = "model")]
 mod model;
+#[cfg(not(feature = "model"))]
+mod modes;
 #[cfg(not(feature = "model"))]
 mod races;
 #[cfg(not(feature = "model"))]
@@ -30,9 +36,12 @@ use crate::rafs::facts::Digester;
 use crate::rafs::facts::Piece;
 use crate::rafs::facts::Seal;
 use crate::storage::backend::Backend;
+use crate::storage::cache::keeping::Content;
 use crate::storage::codec;
 use crate::storage::pool::Pool;
+use crate::storage::store::CacheForm;
 use crate::storage::store::ChunkSource;
+use crate::storage::store::Index;
 use crate::storage::store::ReadError;
 use crate::storage::store::Store;
 use crate::storage::store::StoreOptions;
@@ -126,6 +135,8 @@ impl Rig {
         let backend = FaultBackend::new(Arc::clone(&memory) as Arc<dyn Backend>, Arc::clone(&pool));
         let options = StoreOptions {
             work_dir: Some(dir.path().join("cache")),
+            form: CacheForm::Plain,
+            index: Index::Map,
             boot_id: BOOT,
             amplify_bytes: 0,
             validate: false,
@@ -190,6 +201,11 @@ fn content(index: u32, len: u32) -> Vec<u8> {
         return vec![index as u8 | 1; len as usize];
     }
     (0..len).map(|at| (at.wrapping_mul(at / 7 + index + 1) >> 3) as u8 | 1).collect()
+}
+
+/// A chunk for a cache that keeps decoded ones.
+fn plain_only(plain: &[u8]) -> Content<'_> {
+    Content { stored: None, plain }
 }
 
 type Answered = mpsc::Receiver<Result<Vec<u8>, ReadError>>;

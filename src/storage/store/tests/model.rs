@@ -87,8 +87,12 @@ fn expect_no_flight(rig: &Rig, store: &Store) {
     for chunk in 0..rig.facts.chunk_count {
         assert!(other.locks().try_lock_chunks(chunk..chunk + 1).unwrap(), "chunk {chunk} is locked");
         other.locks().unlock_chunks(chunk..chunk + 1);
-        let is_missing = other.presence(chunk) == crate::storage::cache::generation::Presence::Missing;
-        assert!(!is_missing || blob.claim_missing(chunk, &files).is_some(), "chunk {chunk} is in flight for ever");
+        let facts = &rig.chunks[chunk as usize];
+        let is_missing = other.presence(chunk, facts) == crate::storage::cache::generation::Presence::Missing;
+        assert!(
+            !is_missing || blob.claim_missing(chunk, facts, &files).is_some(),
+            "chunk {chunk} is in flight for ever"
+        );
     }
 }
 
@@ -101,6 +105,21 @@ fn readers_of_overlapping_chunks_share_their_flights() {
         readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
         (0..4).for_each(|chunk| assert_eq!(asked_for(&rig, chunk), 1, "chunk {chunk}"));
         expect_no_flight(&rig, &store);
+    });
+}
+
+#[test]
+fn readers_of_one_batch_fetch_it_once() {
+    check(|| {
+        let mut rig = Rig::batched(2, None);
+        rig.options.demand_deadline = None;
+        let rig = Arc::new(rig);
+        let store = Arc::new(rig.open());
+        let readers = [reader(&rig, &store, 3..4), reader(&rig, &store, 0..1), reader(&rig, &store, 5..7)];
+        readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
+        for batch in 0..2 {
+            assert_eq!(asked_for(&rig, batch * super::units::MEMBERS), 1, "batch {batch}");
+        }
     });
 }
 

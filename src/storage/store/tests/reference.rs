@@ -44,6 +44,8 @@ fn open_with(
     let metrics = Arc::new(Metrics::new(0));
     let options = StoreOptions {
         work_dir: Some(work_dir.into()),
+        form: CacheForm::Plain,
+        index: Index::Map,
         boot_id: BOOT,
         amplify_bytes: 1 << 20,
         validate: false,
