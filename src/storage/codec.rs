@@ -4,7 +4,7 @@
 //! (format, sections 5.1 and 14.10). Knows nothing of blobs, files or threads; decoders that are expensive to make are
 //! kept per thread.
 //!
-//! - [`unit`]: several chunks that are stored as one piece;
+//! - [`mod@unit`]: several chunks that are stored as one piece;
 //! - [`inflate`]: stretches of gzip files; [`sealed`], [`xts`]: encrypted pieces.
 
 pub mod inflate;

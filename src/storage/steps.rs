@@ -1,6 +1,6 @@
 //! The steps of a fill: the moments between two changes of the files in a cache directory.
 //!
-//! Each of them calls [`pass`], which does nothing. With the feature `testing` somebody can watch: a test ends the process at
+//! Each of them calls `pass`, which does nothing. With the feature `testing` somebody can watch: a test ends the process at
 //! the N-th step, for every N, and looks at what is left.
 
 /// What has just been done.

@@ -14,6 +14,7 @@ mod model;
 mod races;
 #[cfg(not(feature = "model"))]
 mod reference;
+#[cfg(not(feature = "model"))]
 mod units;
 
 use std::path::Path;
