@@ -30,6 +30,9 @@ const ROUNDS: usize = 1000;
 /// No model takes longer, however slow the machine.
 const LONGEST: Duration = Duration::from_secs(600);
 
+/// A worker sleeps at once: time does not pass in a model.
+const NO_POLLING: Duration = Duration::ZERO;
+
 const SIZE: u16 = 16;
 const REQUESTS: u16 = 3;
 const DESCRIPTORS: u64 = 0;
@@ -129,14 +132,14 @@ impl Rig {
 
     /// Serves what is on offer, on this thread.
     fn serve(&self) {
-        Worker::new(Arc::clone(&self.ring), Duration::ZERO).run(&*self.files, std::slice::from_ref(&self.ring));
+        Worker::new(Arc::clone(&self.ring), NO_POLLING).run(&*self.files, std::slice::from_ref(&self.ring));
     }
 
     /// A thread that serves what is on offer, `times` times.
     fn worker(&self, times: usize) -> JoinHandle<()> {
         let (ring, files) = (Arc::clone(&self.ring), Arc::clone(&self.files));
         thread::spawn(move || {
-            let mut worker = Worker::new(Arc::clone(&ring), Duration::ZERO);
+            let mut worker = Worker::new(Arc::clone(&ring), NO_POLLING);
             for _ in 0..times {
                 worker.run(&*files, std::slice::from_ref(&ring));
                 thread::yield_now();
