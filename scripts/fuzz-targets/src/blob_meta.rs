@@ -140,10 +140,7 @@ pub fn seeds() -> Vec<Seed> {
             continue;
         };
         for blob in image.blobs() {
-            let holder = match blob.meta.as_ref().map(|meta| &meta.holder) {
-                Some(MetaHolder::Other(id)) => id,
-                _ => &blob.id,
-            };
+            let holder = holder(blob);
             let file = blobs.iter().find(|(name, _)| name.ends_with(holder));
             if let Some(table) = file.and_then(|(_, bytes)| table(blob, bytes)) {
                 found.push((format!("{}-{}", name.replace('/', "-"), blob.index), table));
@@ -169,4 +166,12 @@ pub fn cache_file(blob: &BlobFacts, file: &[u8]) -> Option<Vec<u8>> {
     codec::decode(location.compressor, array, &mut plain).ok()?;
     plain.resize(plain.len().next_multiple_of(4096), 0);
     Some([&plain, header].concat())
+}
+
+/// The id of the file that holds the table of `blob`.
+pub fn holder(blob: &BlobFacts) -> &str {
+    match blob.meta.as_ref().map(|meta| &meta.holder) {
+        Some(MetaHolder::Other(id)) => id,
+        _ => &blob.id,
+    }
 }

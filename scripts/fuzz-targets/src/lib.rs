@@ -17,3 +17,4 @@ pub mod mutate;
 pub mod requests;
 pub mod seeds;
 pub mod served;
+pub mod unit;
