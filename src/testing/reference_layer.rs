@@ -48,14 +48,16 @@ struct Context {
 }
 
 /// Context bytes that are aimed at when decoded; few, so that there are many.
-const CONTEXT_BYTES: usize = 40_000;
+pub const SMALL_CONTEXTS: usize = 40_000;
+/// As upstream's builder cuts: at most so many bytes where a block border allows.
+pub const USUAL_CONTEXTS: usize = 2 << 20;
 
 /// Writes the image of `bootstrap`, with its blobs in the directory `blobs`, over layers into the directory `out`, which
-/// is made: `bootstrap` and `blobs/`.
+/// is made: `bootstrap` and `blobs/`. Contexts decode to about `context_bytes`.
 ///
 /// # Panics
 /// When the image cannot be read, or the other one not be written.
-pub fn convert(bootstrap: &Path, blobs: &Path, out: &Path, layer: Layer) {
+pub fn convert(bootstrap: &Path, blobs: &Path, out: &Path, layer: Layer, context_bytes: usize) {
     let readback = Readback::open(bootstrap, blobs).expect("the image can be read");
     let mut metadata = fs::read(bootstrap).expect("the bootstrap can be read");
     fs::create_dir_all(out.join("blobs")).expect("the directory can be made");
@@ -71,7 +73,7 @@ pub fn convert(bootstrap: &Path, blobs: &Path, out: &Path, layer: Layer) {
         };
         let (array, contexts) = match layer {
             Layer::Tar => (chunks.iter().flat_map(tar_entry).collect(), 0),
-            Layer::Gzip | Layer::Members => gzip_table(&file, &plain, &chunks),
+            Layer::Gzip | Layer::Members => gzip_table(&file, &plain, &chunks, context_bytes),
         };
         let features = match layer {
             Layer::Tar => 0,
@@ -151,7 +153,7 @@ fn entry(chunk: &Placed, flags: u64, (offset, len): (u64, u64), data: u64) -> [u
 }
 
 /// Entries, contexts and dictionaries, and how many contexts there are.
-fn gzip_table(file: &[u8], plain: &[u8], chunks: &[Placed]) -> (Vec<u8>, usize) {
+fn gzip_table(file: &[u8], plain: &[u8], chunks: &[Placed], context_bytes: usize) -> (Vec<u8>, usize) {
     let (borders, decoded) = deflate::walk(file);
     assert!(decoded == plain, "the layer decodes to what it was made of");
     let (mut array, mut contexts) = (Vec::new(), Vec::<Context>::new());
@@ -159,7 +161,7 @@ fn gzip_table(file: &[u8], plain: &[u8], chunks: &[Placed]) -> (Vec<u8>, usize) 
         let end = chunk.at + chunk.len;
         let from = borders.iter().rfind(|border| border.plain <= chunk.at).expect("the file begins with a border");
         let fits =
-            |context: &&mut Context| end - context.plain.start <= CONTEXT_BYTES || from.plain == context.plain.start;
+            |context: &&mut Context| end - context.plain.start <= context_bytes || from.plain == context.plain.start;
         match contexts.last_mut().filter(fits) {
             Some(context) => context.reach(end, file, &borders),
             None => contexts.push(Context::begin(*from, end, file, &borders)),

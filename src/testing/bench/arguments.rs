@@ -16,7 +16,7 @@ use crate::workload::Workload;
 /// Studies: `workloads` (requests per second, latency, CPU per request; what runs if none is named), `compare` (the same
 /// with the peers of this machine), `fill` (cost of filling a cache, share of codec and digest), `first-byte` (a cold
 /// read beyond the time of its backend), `hang` (warm reads while cold ones get no answer), `drain` (how soon a ring is
-/// quiet), `processes` (50 daemons on one cache directory).
+/// quiet), `processes` (50 daemons on one cache directory), `zran` (an unchanged gzip layer, sequential and random).
 #[derive(Debug, Parser)]
 #[command(name = "scripts/bench", after_help = AFTER)]
 pub struct Arguments {
@@ -75,7 +75,7 @@ const AFTER: &str = "\
 Examples:
   scripts/bench --quick
   scripts/bench compare --depth 32
-  scripts/bench fill first-byte hang drain processes
+  scripts/bench fill first-byte hang drain processes zran
   scripts/bench --workload random4k,stat --queues 1,2 --mode poll,event --daemon-cpu 0
   scripts/bench --daemon 'upstream=nydusd virtiofs --config {config} --bootstrap {bootstrap} --sock {sock} --rlimit-nofile 0'
 
@@ -99,6 +99,8 @@ pub enum Study {
     Drain,
     /// Many daemons on one cache directory.
     Processes,
+    /// Reads of an unchanged gzip layer.
+    Zran,
 }
 
 /// How the driver learns of completions.

@@ -53,6 +53,7 @@ fn run(arguments: &Arguments) -> Result<()> {
             Study::Hang => studies::hang::run(arguments)?,
             Study::Drain => studies::drain::run(arguments)?,
             Study::Processes => studies::processes::run(arguments)?,
+            Study::Zran => studies::zran::run(arguments)?,
         }
     }
     Ok(())

@@ -8,6 +8,7 @@ pub mod first_byte;
 pub mod hang;
 pub mod held;
 pub mod processes;
+pub mod zran;
 
 use std::time::Duration;
 

@@ -181,7 +181,7 @@ fn tree_over_unchanged_layers_is_right() {
         let Some(stored) = TestImage::named("v6-two-layers") else { return };
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("layered");
-        reference_layer::convert(&stored.bootstrap, &stored.blobs, &folder, layer);
+        reference_layer::convert(&stored.bootstrap, &stored.blobs, &folder, layer, reference_layer::SMALL_CONTEXTS);
         let image = TestImage {
             name: format!("{} over {layer:?}", stored.name),
             bootstrap: folder.join("bootstrap"),

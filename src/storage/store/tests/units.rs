@@ -317,7 +317,7 @@ impl Layered {
         let made = home.path().join("made");
         let made = make::image(&source, &made, Compressor::Zstd, Digester::Sha256, 4096);
         let folder = home.path().join("layered");
-        reference_layer::convert(&made.bootstrap, &made.blobs, &folder, layer);
+        reference_layer::convert(&made.bootstrap, &made.blobs, &folder, layer, reference_layer::SMALL_CONTEXTS);
         let readback = Readback::open(&made.bootstrap, &made.blobs).unwrap();
         let count = readback.image().blobs()[0].chunk_count;
         let chunks = (0..count).map(|chunk| readback.chunk(0, chunk).unwrap()).collect();

@@ -110,9 +110,12 @@ fn image(row: Row, tree: &Path, folder: &Path) -> Result<TestImage> {
     Ok(TestImage::made(row.name, made, folder))
 }
 
-struct Fill {
-    cpu: Duration,
-    elapsed: Duration,
+/// What filling a cache took.
+pub struct Fill {
+    /// Time on a processor.
+    pub cpu: Duration,
+    /// Time that passed.
+    pub elapsed: Duration,
 }
 
 /// `nydusd` on `image` with `cache`, its socket and log in `home` by the name `name`.
@@ -126,7 +129,8 @@ pub fn nydusd(image: &TestImage, cache: &Path, home: &Path, name: &str) -> Resul
     Ok(DaemonProcess::start(command, &socket, &home.join(format!("{name}.log")))?)
 }
 
-fn fill(arguments: &Arguments, image: &TestImage, home: &Path, bytes: usize) -> Result<Fill> {
+/// Reads `/big`, of `bytes` bytes, of `image` once, with the cache in `home` emptied before.
+pub fn fill(arguments: &Arguments, image: &TestImage, home: &Path, bytes: usize) -> Result<Fill> {
     let cache = home.join("cache");
     let _ = fs::remove_dir_all(&cache);
     let daemon = nydusd(image, &cache, home, "fill")?;
