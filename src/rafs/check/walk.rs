@@ -443,7 +443,7 @@ impl<'a> Walk<'a> {
     /// Compares what a file says of its chunk at `at` with the other places that describe it.
     fn piece(&self, facts: &InodeFacts, at: u64, piece: &Piece) -> Result<(), RafsError> {
         let disagrees = |whose: &str, offset: u64, bytes: u32| {
-            let number = at / u64::from(self.image.chunk_bytes()).max(1);
+            let number = at.wrapping_shr(self.image.chunk_bytes().trailing_zeros());
             let place = match (&self.image.format, &facts.place) {
                 (Format::V5(image), Place::V5(place)) => image.chunk_offset(place, number),
                 (_, Place::V6(place)) => place.chunk_offset(number),

@@ -202,7 +202,7 @@ fn chunks(corpus: &mut Corpus) {
 fn cuts(corpus: &mut Corpus) {
     let len = corpus.good.bootstrap.len();
     let blob_table = corpus.good.u64_at(48) as usize;
-    for at in [0, 4, 8, 80, 4096, 8192, 8200, blob_table, blob_table + 8, len / 2 & !7, len - 80, len - 8, len - 1] {
+    for at in [0, 4, 8, 80, 4096, 8192, 8200, blob_table, blob_table + 8, (len / 2) & !7, len - 80, len - 8, len - 1] {
         corpus.cut(at);
     }
 }

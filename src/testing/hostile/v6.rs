@@ -237,7 +237,7 @@ fn directories(corpus: &mut Corpus) {
         ("name .", c_name, b".", &["dirent nid"]),
         ("name twice", bb_name, b"aa", &["name"]),
         ("names out of order", aa_name, b"zz", &["name"]),
-        ("no name", aa + 8, &corpus.good.bootstrap[bb + 8..bb + 10].to_vec(), &["dirent name offset"]),
+        ("no name", aa + 8, &corpus.good.bootstrap[bb + 8..bb + 10], &["dirent name offset"]),
         ("name offset 0", aa + 8, &[0, 0], &["dirent name offset"]),
         ("name offset behind the block", aa + 8, &[0xff, 0xff], &["dirent name offset"]),
         ("no entries", first + 8, &[0, 0], &["dirent name offset"]),

@@ -88,6 +88,17 @@ fn check_names_field_offset_and_path_of_every_case() {
     assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), cases.len(), faults.join("\n"));
 }
 
+#[test]
+fn check_finds_nothing_wrong_with_images_of_upstream() {
+    let Some(images) = TestImage::references() else { return };
+    let wrong: Vec<_> = images
+        .iter()
+        .map(|image| (&image.name, check_within(LARGEST_CLAIM_BYTES, image)))
+        .filter(|(_, (code, text))| *code != Some(0) || !text.is_empty())
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
 /// Starts a daemon on an image; `Err` has what it says when it refuses.
 fn start(image: &TestImage, home: &Path) -> Result<DaemonProcess, String> {
     let cache = home.join("cache");
