@@ -56,7 +56,7 @@ pub struct Statement {
 }
 
 impl Statement {
-    /// A statement from the place (as [`super::extents::pack`] makes it) and a hash over what makes the content.
+    /// A statement from the place (as `extents::pack` makes it) and a hash over what makes the content.
     pub fn new(place: u64, hash: u64) -> Self {
         // A tag is never 0, so that an empty record is nobody's.
         let tag = hash & TAG_MASK;
