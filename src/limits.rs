@@ -238,6 +238,21 @@ pub const MIN_POOL_THREADS: usize = 2;
 /// short for a daemon that runs for days.
 pub const POOL_REST: Duration = Duration::from_secs(1);
 
+/// Broken rules that `nydus-image check` tells before it gives up: more help nobody, and a hostile image must not keep it
+/// busy.
+pub const MAX_FINDINGS: usize = 1000;
+
+/// Bytes of a path that are shown with a broken rule; a hostile tree is deeper than anybody reads.
+pub const MAX_SHOWN_PATH_BYTES: usize = 4096;
+
+/// How old a file under way must be before a build takes it for one that a killed build has left: its owner locks it
+/// right after making it.
+pub const LEFTOVER_AGE: Duration = Duration::from_secs(60);
+
+/// Decoded chunk tables that `nydus-image check` holds at once, to compare them with the files: those of 32 million chunks.
+/// Of further blobs the table is checked alone.
+pub const MAX_TABLE_BYTES: u64 = 512 << 20;
+
 /// Decoded chunks that a store keeps in memory where no data file can be mapped for readers (`dummycache`, `compressed`,
 /// encryption of the cache): two of the largest chunks, or what a guest reads ahead for 64 files.
 pub const DECODED_BYTES: usize = 32 << 20;
@@ -291,8 +306,7 @@ pub const LOOKS_PER_CLOCK: u32 = 8;
 /// while the rest is served; one that sleeps is interrupted at the end of the batch.
 pub const SHOWN_TOGETHER: usize = 16;
 
-/// Reply bytes after which replies are shown to the guest and an interrupt is sent, whatever their number: some 20 us of
-/// copying.
+/// Reply bytes after which replies are shown to the guest, whatever their number: some 20 us of copying.
 pub const SHOWN_BYTES: u64 = 256 << 10;
 
 /// Bytes of a reply from which they are copied past the caches: beyond a quarter of a processor's own cache they push

@@ -151,6 +151,9 @@ pub enum BuildError {
     /// The source must be a directory.
     #[error("{0:?} is not a directory")]
     NotADirectory(PathBuf),
+    /// The directory for an output is missing.
+    #[error("the directory {0:?} does not exist, make it first (mkdir -p)")]
+    NoDirectory(PathBuf),
     /// An output exists and cannot be replaced by renaming.
     #[error("{0:?} exists and is not a regular file")]
     NotReplaceable(PathBuf),

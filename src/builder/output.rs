@@ -8,11 +8,18 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::fs::FlockOperation;
+use rustix::fs::flock;
 use sha2::Digest as _;
 use sha2::Sha256;
 
 use super::BuildError;
 use super::Target;
+use crate::limits::LEFTOVER_AGE;
+
+/// Names of files under way.
+const PREFIX: &str = ".nydus-image.";
+const SUFFIX: &str = ".tmp";
 
 /// An output under way: a hidden file beside its place, removed again unless it is [`Output::finish`]ed.
 #[derive(Debug)]
@@ -37,11 +44,20 @@ impl Output {
                 }
             }
         };
+        remove_leftovers(directory);
         for attempt in 0u32.. {
-            let path = directory.join(format!(".nydus-image.{}.{attempt}.tmp", std::process::id()));
+            let path = directory.join(format!("{PREFIX}{}.{attempt}{SUFFIX}", std::process::id()));
             match OpenOptions::new().read(true).write(true).create_new(true).open(&path) {
-                Ok(file) => return Ok(Self { file, temporary: Temporary { path }, target: target.clone() }),
+                Ok(file) => {
+                    // Ends with this process, however that ends: what nobody holds any more is left over. Where locks
+                    // do not work leftovers stay.
+                    let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+                    return Ok(Self { file, temporary: Temporary { path }, target: target.clone() });
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(BuildError::NoDirectory(directory.to_owned()));
+                }
                 Err(error) => return Err(BuildError::io("create a file in", directory)(error)),
             }
         }
@@ -99,6 +115,27 @@ impl Drop for Temporary {
     }
 }
 
+/// Removes what builds that were killed have left in `directory`: files under way that nobody has locked. A young one
+/// may be one whose owner is just about to lock it.
+fn remove_leftovers(directory: &Path) {
+    let leftovers = std::fs::read_dir(directory).into_iter().flatten().flatten().filter(|entry| {
+        let name = entry.file_name();
+        name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+    });
+    for entry in leftovers {
+        let age =
+            entry.metadata().and_then(|about| about.modified()).map(|modified| modified.elapsed().unwrap_or_default());
+        if age.is_ok_and(|age| age >= LEFTOVER_AGE)
+            && entry.file_type().is_ok_and(|kind| kind.is_file())
+            && let Ok(file) = File::open(entry.path())
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            let removed = std::fs::remove_file(entry.path());
+            tracing::info!(path = ?entry.path(), ?removed, "removed what a build that was killed has left");
+        }
+    }
+}
+
 fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
     file.rewind()?;
     let mut hasher = Sha256::new();
@@ -108,5 +145,49 @@ fn sha256_of(file: &mut File) -> io::Result<[u8; 32]> {
             0 => return Ok(hasher.finalize().into()),
             len => hasher.update(&buffer[..len]),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn create_removes_old_leftovers_that_nobody_holds() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = Target::Directory(directory.path().to_owned());
+        let under_way = Output::create(&target).unwrap();
+        let old = SystemTime::now() - LEFTOVER_AGE * 2;
+        let make = |name: &str, time: SystemTime| {
+            let file = File::create(directory.path().join(name)).unwrap();
+            file.set_modified(time).unwrap();
+        };
+        make(".nydus-image.1.0.tmp", old);
+        make(".nydus-image.2.0.tmp", SystemTime::now());
+        make("other.tmp", old);
+        under_way.file().set_modified(old).unwrap();
+        let second = Output::create(&target).unwrap();
+        let mut left: Vec<_> = directory
+            .path()
+            .read_dir()
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        let mut expected = [under_way.path(), second.path()]
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .to_vec();
+        expected.extend([".nydus-image.2.0.tmp".to_owned(), "other.tmp".to_owned()]);
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+
+    #[test]
+    fn create_in_a_missing_directory_says_what_to_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Output::create(&Target::Directory(directory.path().join("blobs"))).unwrap_err();
+        assert!(error.to_string().contains("does not exist, make it first"), "{error}");
     }
 }

@@ -1,8 +1,9 @@
-//! The command line of `nydus-image`: options of upstream 2.4.4, of which `create` for directories is built.
+//! The command line of `nydus-image`: options of upstream 2.4.4, of which `create` for directories and `check` are built.
 //!
 //! What upstream knows and this program does not build is parsed and then refused with one line, so that a script
 //! learns at once which of its options matters.
 
+mod check;
 mod progress;
 mod run;
 
@@ -14,6 +15,7 @@ use clap::Parser;
 use clap::Subcommand;
 use clap::ValueEnum;
 
+pub use check::Check;
 pub use run::run;
 
 use crate::builder::ChunkBytes;
@@ -53,8 +55,8 @@ pub enum Command {
     Create(Box<Create>),
     /// Merge the images of several layers into one (not built yet).
     Merge(NotBuilt),
-    /// Walk and verify the metadata of an image (not built yet).
-    Check(NotBuilt),
+    /// Look for everything that is wrong with an image.
+    Check(Check),
     /// Look around in the metadata of an image (not built yet).
     Inspect(NotBuilt),
     /// Statistics of chunks and duplicates (not built yet).
@@ -256,19 +258,19 @@ pub enum FsVersion {
 
 /// Something that upstream has and this program does not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("nydus-image {0} is not built yet, only `create` of a v6 image from a directory is")]
+#[error("nydus-image {0} is not built yet, only `check`, and `create` of a v6 image from a directory, are")]
 pub struct NotBuiltYet(String);
 
 impl Command {
-    /// The options to build with.
+    /// What is asked for, if it is built.
     ///
     /// # Errors
     /// What was asked for and is not built.
-    pub fn create(&self) -> Result<&Create, NotBuiltYet> {
+    pub fn built(&self) -> Result<Job<'_>, NotBuiltYet> {
         let name = match self {
-            Self::Create(create) => return Ok(create),
+            Self::Create(create) => return Ok(Job::Create(create)),
+            Self::Check(check) => return Ok(Job::Check(check)),
             Self::Merge(_) => "merge",
-            Self::Check(_) => "check",
             Self::Inspect(_) => "inspect",
             Self::Stat(_) => "stat",
             Self::Compact(_) => "compact",
@@ -279,6 +281,15 @@ impl Command {
         };
         Err(NotBuiltYet(name.to_owned()))
     }
+}
+
+/// A command that is built.
+#[derive(Debug)]
+pub enum Job<'a> {
+    /// Build an image.
+    Create(&'a Create),
+    /// Check one.
+    Check(&'a Check),
 }
 
 impl Create {
@@ -328,7 +339,11 @@ mod tests {
     }
 
     fn create(line: &str) -> Result<Options, NotBuiltYet> {
-        parse(line).unwrap_or_else(|error| panic!("{line}: {error}")).command.create().and_then(Create::options)
+        let cli = parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        match cli.command.built()? {
+            Job::Create(create) => create.options(),
+            Job::Check(check) => panic!("{check:?}"),
+        }
     }
 
     #[test]
@@ -377,6 +392,10 @@ mod tests {
             "nydus-image create -B boot -D blobs -t zip src",
             "nydus-image create -B boot -D blobs --nonsense src",
             "nydus-image nonsense",
+            "nydus-image check",
+            "nydus-image check -B boot boot",
+            "nydus-image check boot --data",
+            "nydus-image check boot -D blobs -b blob",
         ] {
             assert_eq!(parse(line).map_err(|error| error.exit_code()).err(), Some(2), "{line}");
         }
@@ -397,7 +416,6 @@ mod tests {
         check("nydus-image create --prefetch-policy fs -B boot -D blobs src", "--prefetch-policy");
         check("nydus-image create -E -B boot -D blobs src", "--encrypt");
         check("nydus-image merge -B boot a b", "merge");
-        check("nydus-image check boot -v", "check");
         check("nydus-image chunkdict generate a", "chunkdict");
     }
 }

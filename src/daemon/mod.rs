@@ -22,7 +22,7 @@ use crate::sys::machine::boot_id;
 
 mod assembly;
 mod backends;
-mod bootstrap;
+pub mod bootstrap;
 mod error;
 pub mod logging;
 pub mod open_files;

@@ -10,6 +10,7 @@ use super::split::DESCRIPTOR_BYTES;
 use super::split::Descriptor;
 use crate::limits::MAX_CHAIN_BYTES;
 use crate::limits::MAX_CHAIN_DESCRIPTORS;
+use crate::limits::PREFETCHED_BYTES;
 use crate::sys::guest::GuestMap;
 use crate::sys::guest::Unreachable;
 use crate::sys::guest::Window;
@@ -20,6 +21,12 @@ pub(super) struct Span {
     pub(super) address: u64,
     pub(super) len: u32,
 }
+
+/// Bytes of a request that are asked for ahead: all of most.
+const REQUEST_LINES_BYTES: usize = 128;
+
+/// Entries of an indirect table that are copied at once: those of a request and a page.
+const NEAR_ENTRIES: usize = 8;
 
 /// Spans in order. Four are enough for a reply header and two pages; more go to the heap, with a large read.
 pub(super) type Spans = SmallVec<[Span; 4]>;
@@ -100,6 +107,18 @@ impl Chain {
         Err(BrokenTable::Loop(head))
     }
 
+    /// Asks for the bytes that are touched first when the request is served: its own, and the place of the reply's
+    /// header.
+    #[inline]
+    pub(super) fn prefetch(&self, map: &GuestMap) {
+        for span in self.readable.iter().take(2) {
+            map.prefetch(span.address, (span.len as usize).min(REQUEST_LINES_BYTES));
+        }
+        if let Some(span) = self.writable.first() {
+            map.prefetch(span.address, 1);
+        }
+    }
+
     fn clear(&mut self) {
         self.readable.clear();
         self.writable.clear();
@@ -116,21 +135,23 @@ impl Chain {
             return self.wrong(Fault::BadIndirect);
         }
         let window = map.whole(table.address, len);
+        // A short table is copied at once, others entry by entry: mostly all of it is needed.
+        let mut near = [0; NEAR_ENTRIES * DESCRIPTOR_BYTES];
+        let near_bytes = if len <= near.len() { len } else { 0 };
+        if let Some(bytes) = near.get_mut(..near_bytes)
+            && map.read(table.address, bytes).is_err()
+        {
+            return self.wrong(Fault::Unmapped);
+        }
+        let (near, _) = near.get(..near_bytes).unwrap_or_default().as_chunks::<DESCRIPTOR_BYTES>();
         let mut index = 0usize;
         // The table may be larger than what a chain may use of it: the steps are what is bounded.
         for _ in 0..entries.min(MAX_CHAIN_DESCRIPTORS.saturating_add(1)) {
-            let offset = index.wrapping_mul(DESCRIPTOR_BYTES);
-            let mut bytes = [0; DESCRIPTOR_BYTES];
-            let read = match &window {
-                Some(window) => window.read(offset, &mut bytes),
-                None => match table.address.checked_add(offset as u64) {
-                    Some(address) => map.read(address, &mut bytes),
-                    None => Err(Unreachable),
-                },
+            let read = match (near.get(index), &window) {
+                (Some(bytes), _) => Ok(*bytes),
+                (None, window) => read_entry(map, window.as_ref(), table.address, index),
             };
-            if read.is_err() {
-                return self.wrong(Fault::Unmapped);
-            }
+            let Ok(bytes) = read else { return self.wrong(Fault::Unmapped) };
             let descriptor = Descriptor::from_bytes(bytes);
             if descriptor.flags & Descriptor::INDIRECT != 0 {
                 return self.wrong(Fault::BadIndirect);
@@ -159,7 +180,8 @@ impl Chain {
             return self.wrong(Fault::TooMany);
         }
         let len = u64::from(span.len);
-        let total = self.readable_bytes.saturating_add(self.writable_bytes).saturating_add(len);
+        // The sum of what was taken is below the limit, and a length has 32 bits.
+        let total = self.readable_bytes.wrapping_add(self.writable_bytes).wrapping_add(len);
         if total > MAX_CHAIN_BYTES || span.address.checked_add(len).is_none() {
             return self.wrong(Fault::TooLarge);
         }
@@ -179,6 +201,35 @@ impl Chain {
     fn wrong(&mut self, fault: Fault) {
         self.fault.get_or_insert(fault);
     }
+}
+
+/// Asks for the indirect table of the chain that begins at `head`, if it has one: it is about to be walked.
+#[inline]
+pub(super) fn prefetch_table(map: &GuestMap, table: &Window<'_>, head: u16) {
+    let mut bytes = [0; DESCRIPTOR_BYTES];
+    if table.read(usize::from(head).wrapping_mul(DESCRIPTOR_BYTES), &mut bytes).is_ok() {
+        let descriptor = Descriptor::from_bytes(bytes);
+        if descriptor.flags & Descriptor::INDIRECT != 0 {
+            map.prefetch(descriptor.address, (descriptor.len as usize).min(PREFETCHED_BYTES));
+        }
+    }
+}
+
+/// Entry `index` of an indirect table at `address`, which `window` shows if it lies in one region.
+#[inline]
+fn read_entry(
+    map: &GuestMap,
+    window: Option<&Window<'_>>,
+    address: u64,
+    index: usize,
+) -> Result<[u8; DESCRIPTOR_BYTES], Unreachable> {
+    let mut bytes = [0; DESCRIPTOR_BYTES];
+    let offset = index.wrapping_mul(DESCRIPTOR_BYTES);
+    match window {
+        Some(window) => window.read(offset, &mut bytes)?,
+        None => map.read(address.checked_add(offset as u64).ok_or(Unreachable)?, &mut bytes)?,
+    }
+    Ok(bytes)
 }
 
 /// Appends `span`, to the last one if they touch: pages of a large buffer often do.

@@ -5,6 +5,7 @@
 //! is through, nothing is written to the guest, and what was dropped never comes.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use shuttle::scheduler::RandomScheduler;
@@ -27,7 +28,7 @@ use crate::sys::sync::Arc;
 /// Orders tried of each model, unless `NYDUS_MODEL_ROUNDS` says otherwise.
 const ROUNDS: usize = 1000;
 /// No model takes longer, however slow the machine.
-const LONGEST: std::time::Duration = std::time::Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_secs(600);
 
 const SIZE: u16 = 16;
 const REQUESTS: u16 = 3;
@@ -128,14 +129,14 @@ impl Rig {
 
     /// Serves what is on offer, on this thread.
     fn serve(&self) {
-        Worker::new(Arc::clone(&self.ring)).run(&*self.files, std::slice::from_ref(&self.ring));
+        Worker::new(Arc::clone(&self.ring), Duration::ZERO).run(&*self.files, std::slice::from_ref(&self.ring));
     }
 
     /// A thread that serves what is on offer, `times` times.
     fn worker(&self, times: usize) -> JoinHandle<()> {
         let (ring, files) = (Arc::clone(&self.ring), Arc::clone(&self.files));
         thread::spawn(move || {
-            let mut worker = Worker::new(Arc::clone(&ring));
+            let mut worker = Worker::new(Arc::clone(&ring), Duration::ZERO);
             for _ in 0..times {
                 worker.run(&*files, std::slice::from_ref(&ring));
                 thread::yield_now();

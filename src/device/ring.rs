@@ -101,14 +101,6 @@ pub(super) enum Outlook {
     Over,
 }
 
-/// When an interrupt that a driver wants is sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Call {
-    Now,
-    /// With what is published next: the batch goes on.
-    Later,
-}
-
 /// How a batch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
@@ -347,19 +339,13 @@ impl Ring {
         if state.has_work(&self.shared.map.load()) { Outlook::Work } else { Outlook::Nothing }
     }
 
-    /// Shows the driver what a batch completed so far. `call` says whether it may be interrupted for it, or by what
-    /// follows only.
-    pub(super) fn show(&self, pass: &Pass<'_>, used: &[Used], take: &mut Take, call: Call) {
+    /// Shows the driver what a batch completed so far. It is interrupted for that at the end of the batch only, if it wants
+    /// to be.
+    pub(super) fn show(&self, pass: &Pass<'_>, used: &[Used], take: &mut Take) {
         let mut state = self.lock();
         state.settle(pass.epoch, take, used);
-        let signal = match call {
-            Call::Now => state.publish(&pass.map, used),
-            Call::Later => state.add_used(&pass.map, used).and(None),
-        };
-        drop(state);
-        if let Some(call) = signal {
-            self.signal(&call);
-        }
+        // A ring that cannot be written to shows at the end of the batch.
+        let _ = state.add_used(&pass.map, used);
     }
 
     /// Publishes the rest of what a batch completed, and goes on with what the ring offers now; `None` when there is

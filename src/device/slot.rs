@@ -95,19 +95,24 @@ pub(super) struct Batch {
     map: Option<Arc<GuestMap>>,
     used: Vec<Used>,
     body_bytes: u64,
+    /// What the last slot that was completed here held of its ring, for the next: a count of references shared with other
+    /// threads costs more than a move.
+    spare: Option<Arc<Ring>>,
 }
 
 thread_local! {
     static BATCH: RefCell<Batch> =
-        const { RefCell::new(Batch { ring: 0, epoch: 0, map: None, used: Vec::new(), body_bytes: 0 }) };
+        const { RefCell::new(Batch::NONE) };
 }
 
 impl Batch {
+    const NONE: Self = Self { ring: 0, epoch: 0, map: None, used: Vec::new(), body_bytes: 0, spare: None };
+
     /// From now on completions for `ring` on this thread are collected; `used` is an empty buffer.
     pub(super) fn open(ring: &Arc<Ring>, epoch: u64, map: &Arc<GuestMap>, used: Vec<Used>) {
         let map = Some(Arc::clone(map));
-        let batch = Self { ring: Arc::as_ptr(ring) as usize, epoch, map, used, body_bytes: 0 };
-        BATCH.with_borrow_mut(|place| *place = batch);
+        let ring = Arc::as_ptr(ring) as usize;
+        BATCH.with_borrow_mut(|place| *place = Self { ring, epoch, map, used, ..Self::NONE });
     }
 
     /// How many completions were collected.
@@ -123,8 +128,7 @@ impl Batch {
 
     /// Ends the batch: what was completed, and the bytes of the bodies.
     pub(super) fn close() -> (Vec<Used>, u64) {
-        let empty = Self { ring: 0, epoch: 0, map: None, used: Vec::new(), body_bytes: 0 };
-        let batch = BATCH.replace(empty);
+        let batch = BATCH.replace(Self::NONE);
         (batch.used, batch.body_bytes)
     }
 
@@ -137,10 +141,18 @@ impl Batch {
         })
     }
 
+    /// A share of `ring`, whose batch is open.
     #[inline]
-    fn leave(map: Arc<GuestMap>, used: Used) {
+    fn share(ring: &Arc<Ring>) -> Arc<Ring> {
+        BATCH.with_borrow_mut(|batch| batch.spare.take()).unwrap_or_else(|| Arc::clone(ring))
+    }
+
+    /// `ring` is the slot's share, which [`Self::enter`] found to be that of the batch.
+    #[inline]
+    fn leave(map: Arc<GuestMap>, used: Used, ring: Arc<Ring>) {
         BATCH.with_borrow_mut(|batch| {
             batch.map = Some(map);
+            batch.spare.get_or_insert(ring);
             batch.used.push(used);
             batch.body_bytes = batch.body_bytes.saturating_add(body_bytes(used));
         });
@@ -156,7 +168,7 @@ impl Slot {
     #[inline]
     pub(super) fn new(ring: &Arc<Ring>, epoch: u64, head: u16, spans: Spans, capacity: u64) -> Self {
         let capacity = usize::try_from(capacity).unwrap_or(usize::MAX);
-        Self { place: Some(Place { ring: Arc::clone(ring), epoch, unique: 0, capacity, spans, head }) }
+        Self { place: Some(Place { ring: Batch::share(ring), epoch, unique: 0, capacity, spans, head }) }
     }
 
     /// Remembers the id of the request, for an error that the transport has to answer.
@@ -188,8 +200,9 @@ impl Slot {
             return self.complete_late(source, keep, write);
         };
         let len = write(source, place, &map);
-        Batch::leave(map, Used { head: place.head, len });
-        self.place = None;
+        if let Some(Place { head, ring, .. }) = self.place.take() {
+            Batch::leave(map, Used { head, len }, ring);
+        }
     }
 
     /// [`Self::complete`] away from the worker's batch.

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use super::chain::BrokenTable;
 use super::chain::Chain;
 use super::chain::SpanReader;
+use super::chain::prefetch_table;
 use super::patience::Patience;
-use super::ring::Call;
 use super::ring::Ended;
 use super::ring::Outlook;
 use super::ring::Pass;
@@ -41,6 +41,9 @@ const WRITE: u32 = 16;
 /// Bytes of a WRITE that are no data: header and `struct fuse_write_in`.
 const WRITE_HEAD_BYTES: usize = 80;
 
+/// Bytes of a request that is copied at once: all but names and bulk data.
+const SMALL_BYTES: usize = 256;
+
 /// Who answers requests: the FUSE server, or the double of a test.
 pub(super) trait Requests: Send + Sync + 'static {
     /// Whether `head` begins a new FUSE session.
@@ -66,9 +69,12 @@ impl<F: FileSystem> Requests for Server<F> {
 pub(super) struct Worker {
     ring: Arc<Ring>,
     take: Take,
-    chain: Chain,
+    /// The chain that is served, and the next one: it is walked before, so that its bytes are there in time.
+    chain: Box<Chain>,
+    next: Box<Chain>,
     head: Vec<u8>,
     used: Vec<Used>,
+    shown: Vec<Used>,
     patience: Patience,
 }
 
@@ -77,7 +83,6 @@ enum Step {
     Done,
     /// A new session begins with this head: fence first.
     Session,
-    Broken(BrokenTable),
 }
 
 /// Whether the fence of a new session is through for the next INIT.
@@ -93,9 +98,11 @@ impl Worker {
         Self {
             ring,
             take: Take::default(),
-            chain: Chain::default(),
+            chain: Box::default(),
+            next: Box::default(),
             head: Vec::new(),
             used: Vec::new(),
+            shown: Vec::new(),
             patience: Patience::new(awake),
         }
     }
@@ -153,6 +160,7 @@ impl Worker {
     fn batch<R: Requests>(&mut self, pass: &Pass<'_>, requests: &R, fenced: Fenced) -> Ended {
         self.used.clear();
         self.used.reserve(BATCH_HEADS);
+        self.shown.reserve(BATCH_HEADS);
         Batch::open(&self.ring, pass.epoch, &pass.map, std::mem::take(&mut self.used));
         for held in self.take.held.drain(..) {
             let _ = catch_unwind(AssertUnwindSafe(|| held.release()));
@@ -173,53 +181,55 @@ impl Worker {
         let Some(split) = self.take.layout.open(&pass.map) else { return Ended::Batch };
         let together = (self.take.count / 4).clamp(1, SHOWN_TOGETHER);
         let (mut all_bytes, mut unshown_bytes) = (0u64, 0u64);
+        let mut walked = self.walk_next(pass, &split, 0);
         while let Some(head) = self.take.heads().get(self.take.begun).copied() {
+            std::mem::swap(&mut self.chain, &mut self.next);
+            let now = walked;
+            walked = self.walk_next(pass, &split, self.take.begun.saturating_add(1));
+            if let Err(broken) = now {
+                return Ended::Broken(Broken::Table(broken));
+            }
             let may_begin_session = if self.take.begun == 0 { fenced } else { Fenced::No };
-            match self.one(head, pass, &split, requests, may_begin_session) {
+            match self.one(head, pass, requests, may_begin_session) {
                 Step::Done => self.take.begun = self.take.begun.saturating_add(1),
                 Step::Session => return Ended::Pause,
-                Step::Broken(broken) => return Ended::Broken(Broken::Table(broken)),
             }
             all_bytes = all_bytes.saturating_add(self.chain.writable_bytes);
             unshown_bytes = unshown_bytes.saturating_add(self.chain.writable_bytes);
             if all_bytes >= BATCH_REPLY_BYTES as u64 || self.take.begun == self.take.count {
                 break;
             }
-            let collected = Batch::collected();
-            if collected > 0 && unshown_bytes >= SHOWN_BYTES {
-                // Copies of this size take longer than an interrupt.
-                self.show(pass, Call::Now);
+            if Batch::collected() >= together || unshown_bytes >= SHOWN_BYTES {
+                self.show(pass);
                 unshown_bytes = 0;
-            } else if collected >= together {
-                self.show(pass, Call::Later);
             }
         }
         Ended::Batch
     }
 
-    /// Shows the guest what the open batch has collected.
-    fn show(&mut self, pass: &Pass<'_>, call: Call) {
-        let mut used = std::mem::take(&mut self.used);
-        Batch::collect(&mut used);
-        self.ring.show(pass, &used, &mut self.take, call);
-        used.clear();
-        self.used = used;
+    /// Walks the chain of head `ordinal`, if there is one, into `self.next`, and asks for what will be needed of it.
+    #[inline]
+    fn walk_next(&mut self, pass: &Pass<'_>, split: &SplitRing<'_>, ordinal: usize) -> Result<(), BrokenTable> {
+        let Some(head) = self.take.heads().get(ordinal).copied() else { return Ok(()) };
+        self.next.walk(&pass.map, split.descriptors(), self.take.layout.size, head)?;
+        self.next.prefetch(&pass.map);
+        if let Some(head) = self.take.heads().get(ordinal.saturating_add(1)).copied() {
+            prefetch_table(&pass.map, split.descriptors(), head);
+        }
+        Ok(())
     }
 
-    /// Makes one head a request and serves it.
+    /// Shows the guest what the open batch has collected.
+    fn show(&mut self, pass: &Pass<'_>) {
+        Batch::collect(&mut self.shown);
+        self.ring.show(pass, &self.shown, &mut self.take);
+        self.shown.clear();
+    }
+
+    /// Makes the walked chain of `head` a request and serves it.
     #[inline]
-    fn one<R: Requests>(
-        &mut self,
-        head: u16,
-        pass: &Pass<'_>,
-        split: &SplitRing<'_>,
-        requests: &R,
-        fenced: Fenced,
-    ) -> Step {
-        let chain = &mut self.chain;
-        if let Err(broken) = chain.walk(&pass.map, split.descriptors(), self.take.layout.size, head) {
-            return Step::Broken(broken);
-        }
+    fn one<R: Requests>(&mut self, head: u16, pass: &Pass<'_>, requests: &R, fenced: Fenced) -> Step {
+        let chain = &mut *self.chain;
         let copied = copy_head(&pass.map, chain, &mut self.head);
         let (request, whole) = match copied {
             Copied::Whole(len) => (self.head.get(..len).unwrap_or_default(), chain.fault.is_none()),
@@ -257,21 +267,30 @@ enum Copied {
     Part(usize),
 }
 
-/// Copies the request out of the guest, each byte once: all of it up to the limit, of a WRITE what is no data.
+/// Copies the request out of the guest, each byte that is looked at once: all of it up to the limit, of a WRITE what is no
+/// data.
 #[inline]
 fn copy_head(map: &GuestMap, chain: &Chain, buffer: &mut Vec<u8>) -> Copied {
     let readable = usize::try_from(chain.readable_bytes).unwrap_or(usize::MAX);
-    let first = readable.min(IN_HEADER_BYTES);
-    if buffer.len() < IN_HEADER_BYTES {
+    let first = if readable <= SMALL_BYTES { readable } else { IN_HEADER_BYTES };
+    if buffer.len() < SMALL_BYTES {
         buffer.resize(4096, 0);
     }
     let mut reader = SpanReader::new(map, &chain.readable);
     if buffer.get_mut(..first).is_none_or(|place| reader.read(place).is_err()) {
-        return Copied::Part(0);
+        // The header alone is enough to answer.
+        let header = buffer.get_mut(..first.min(IN_HEADER_BYTES)).unwrap_or_default();
+        return match SpanReader::new(map, &chain.readable).read(header) {
+            Ok(()) => Copied::Part(header.len()),
+            Err(_) => Copied::Part(0),
+        };
     }
     let opcode = buffer.get(4..8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes);
-    let limit = if first == IN_HEADER_BYTES && opcode == WRITE { WRITE_HEAD_BYTES } else { REQUEST_HEAD_BYTES };
+    let limit = if first >= IN_HEADER_BYTES && opcode == WRITE { WRITE_HEAD_BYTES } else { REQUEST_HEAD_BYTES };
     let len = readable.min(limit);
+    if len <= first {
+        return Copied::Whole(len);
+    }
     if buffer.len() < len {
         buffer.resize(len.next_power_of_two(), 0);
     }

@@ -27,6 +27,7 @@ use super::malformed;
 use super::unknown;
 use crate::limits;
 use crate::sys::view::View;
+use crate::sys::view::ViewError;
 
 /// Bytes of a chunk record.
 pub(super) const RECORD_BYTES: u64 = 80;
@@ -259,6 +260,8 @@ pub struct ChunkIndex {
     starts: Vec<usize>,
     /// Numbers of the records, ordered by blob and chunk index, each pair once.
     records: Vec<u32>,
+    /// What is wrong with records that were left out.
+    faults: Vec<RafsError>,
 }
 
 /// Collects the places of records for a [`ChunkIndex`].
@@ -267,11 +270,12 @@ pub(super) struct Builder {
     blobs: Arc<[BlobFacts]>,
     source: Source,
     found: Vec<(u64, u32)>,
+    faults: Vec<RafsError>,
 }
 
 impl Builder {
     pub(super) fn new(view: View, blobs: Arc<[BlobFacts]>, source: Source) -> Self {
-        Self { view, blobs, source, found: Vec::new() }
+        Self { view, blobs, source, found: Vec::new(), faults: Vec::new() }
     }
 
     /// Takes the record with the number `number` into the index, after checking it.
@@ -286,21 +290,45 @@ impl Builder {
         Ok(())
     }
 
-    /// Orders what was added, and refuses chunks that are described in two ways or overlap in the uncompressed blob:
+    /// Leaves something out because of `fault`. Without its record a chunk of v5 cannot be read, and that is all; a chunk
+    /// of v6 could, unverified, so there it is an error.
+    ///
+    /// # Errors
+    /// `fault`, where nothing may be left out, or the metadata were lost.
+    pub(super) fn leave_out(&mut self, fault: RafsError) -> Result<(), RafsError> {
+        if !matches!(self.source, Source::V5(_)) || matches!(fault, RafsError::View(ViewError::Lost)) {
+            return Err(fault);
+        }
+        if self.faults.len() < limits::MAX_FINDINGS {
+            self.faults.push(fault);
+        }
+        Ok(())
+    }
+
+    /// Orders what was added, and leaves out chunks that are described in two ways or overlap in the uncompressed blob:
     /// two files would disagree about one cache slot.
     pub(super) fn finish(mut self) -> Result<ChunkIndex, RafsError> {
-        self.found.sort_unstable();
+        let mut found = std::mem::take(&mut self.found);
+        found.sort_unstable();
         let mut records = Vec::new();
         let mut starts = vec![0; self.blobs.len().saturating_add(1)];
         let mut last: Option<(u64, Record)> = None;
-        for &(key, number) in &self.found {
+        let mut refused = None;
+        for &(key, number) in &found {
+            if refused == Some(key) {
+                continue;
+            }
             let at = self.source.offset(number);
             let record: Record = self.view.record_at(at)?;
             match &last {
                 Some((last_key, known)) if *last_key == key => {
                     if !known.describes_same(&record) {
                         let reason = format!("blob {} chunk {} is described in two ways", record.blob, record.index);
-                        return Err(malformed("chunk record", at, reason));
+                        self.leave_out(malformed("chunk record", at, reason))?;
+                        // Neither of them: nobody knows which file is right.
+                        records.pop();
+                        set_end(&mut starts, key, records.len());
+                        refused = Some(key);
                     }
                     continue;
                 }
@@ -309,16 +337,15 @@ impl Builder {
                     let end = known.uncompressed_offset.get().saturating_add(known.uncompressed_bytes.get().into());
                     if record.uncompressed_offset.get() < end {
                         let reason = format!("blob {} chunk {} overlaps the chunk before", record.blob, record.index);
-                        return Err(malformed("chunk uncompressed offset", at, reason));
+                        self.leave_out(malformed("chunk uncompressed offset", at, reason))?;
+                        refused = Some(key);
+                        continue;
                     }
                 }
                 _ => {}
             }
             records.push(number);
-            let blob = usize::try_from(key >> 32).unwrap_or(usize::MAX);
-            if let Some(end) = blob.checked_add(1).and_then(|next| starts.get_mut(next)) {
-                *end = records.len();
-            }
+            set_end(&mut starts, key, records.len());
             last = Some((key, record));
         }
         // Blobs without chunks end where the blob before ends.
@@ -328,7 +355,8 @@ impl Builder {
             *start = end;
         }
         records.shrink_to_fit();
-        Ok(ChunkIndex { view: self.view, blobs: self.blobs, source: self.source, starts, records })
+        let Self { view, blobs, source, faults, .. } = self;
+        Ok(ChunkIndex { view, blobs, source, starts, records, faults })
     }
 
     /// Whether the record is of an external blob of v5.
@@ -338,7 +366,20 @@ impl Builder {
     }
 }
 
+/// The chunks of the blob of `key` end at position `end`.
+fn set_end(starts: &mut [usize], key: u64, end: usize) {
+    let blob = usize::try_from(key >> 32).unwrap_or(usize::MAX);
+    if let Some(place) = blob.checked_add(1).and_then(|next| starts.get_mut(next)) {
+        *place = end;
+    }
+}
+
 impl ChunkIndex {
+    /// What is wrong with the chunks and files that were left out: what needs them cannot be read (v5).
+    pub fn faults(&self) -> &[RafsError] {
+        &self.faults
+    }
+
     /// The complete facts of a chunk, where the bootstrap holds them (v5) or the blob is a tar (tarfs). `None` for other
     /// blobs of v6, which carry their own table ([`super::meta::BlobMeta`]), and for a chunk that the image does not refer
     /// to.

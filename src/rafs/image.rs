@@ -53,7 +53,7 @@ pub struct Totals {
 /// An opened image. Every method may be called from any thread; none takes a lock but where it says so.
 #[derive(Debug)]
 pub struct Image {
-    format: Format,
+    pub(super) format: Format,
     chunk_index: OnceLock<Result<Arc<ChunkIndex>, RafsError>>,
     zeros: ZeroDigests,
 }
@@ -256,7 +256,7 @@ impl Image {
         Ok(Some(self.view().vec_at(value.start, value.end.saturating_sub(value.start))?))
     }
 
-    fn for_each_xattr(&self, inode: &InodeFacts, each: &mut EachXattr<'_>) -> Result<(), RafsError> {
+    pub(super) fn for_each_xattr(&self, inode: &InodeFacts, each: &mut EachXattr<'_>) -> Result<(), RafsError> {
         match (&self.format, &inode.place) {
             (Format::V5(image), Place::V5(place)) => image.for_each_xattr(place, each),
             (Format::V6(image), Place::V6(place)) => image.for_each_xattr(place, each),
@@ -376,7 +376,7 @@ impl Image {
         }
     }
 
-    fn view(&self) -> &View {
+    pub(super) fn view(&self) -> &View {
         match &self.format {
             Format::V5(image) => &image.view,
             Format::V6(image) => &image.view,

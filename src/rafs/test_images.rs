@@ -83,6 +83,12 @@ fn subdirectories(children: &[Node]) -> u32 {
     children.iter().filter(|child| matches!(child.content, Content::Dir(_))).count() as u32
 }
 
+/// Paths at and below `node`.
+fn paths(node: &Node) -> u32 {
+    let Content::Dir(children) = &node.content else { return 1 };
+    1 + children.iter().map(paths).sum::<u32>()
+}
+
 fn chunk_record(index: u32, file_offset: u64) -> Vec<u8> {
     let mut record = chunk_digest(index).to_vec();
     for word in [0, 0, chunk_bytes(index) as u32, chunk_bytes(index) as u32] {
@@ -247,7 +253,7 @@ pub(super) fn v6(children: &[Node]) -> Vec<u8> {
         (1024, 0xe0f5_e1e2),
         (1032, 0x4000_0000),
         (1036, 12 | (root_nid as u32) << 16),
-        (1040, 1000),
+        (1040, paths(&root)),
         (1064, (V6_META / 4096) as u32),
         (1104, 0xc),
         (1108, 1 << 16),

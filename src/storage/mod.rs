@@ -6,8 +6,10 @@
 //! - [`store`]: what the file systems use;
 //! - [`cache`]: files in the cache directory, shared with other processes and in upstream's format;
 //! - [`backend`]: where blobs come from; [`codec`]: stored bytes to plain ones;
+//! - [`audit`]: whole blobs, for `nydus-image check`;
 //! - [`pool`]: the only threads of this room; [`steps`]: where a fill can be cut short.
 
+pub mod audit;
 pub mod backend;
 pub mod cache;
 pub mod codec;

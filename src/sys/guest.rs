@@ -17,6 +17,7 @@ use vm_memory::GuestMemoryRegion;
 use vm_memory::MmapRegion;
 use vm_memory::VolatileSlice;
 
+use super::copy;
 use super::copy::Means;
 use super::guard::Mark;
 use super::guard::TableFull;
@@ -108,6 +109,14 @@ impl GuestMap {
     #[inline]
     pub fn whole(&self, address: u64, len: usize) -> Option<Window<'_>> {
         self.window(address, len).filter(|window| window.len() == len)
+    }
+
+    /// Asks for the bytes at `address`, which are about to be read or written; an address without memory does no harm.
+    #[inline]
+    pub fn prefetch(&self, address: u64, len: usize) {
+        if let Some(window) = self.window(address, len) {
+            copy::prefetch(window.slice.ptr_guard().as_ptr(), window.len());
+        }
     }
 
     /// Copies the bytes at `address` into `out`, across regions that touch.

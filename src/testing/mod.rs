@@ -12,6 +12,7 @@ pub mod error;
 pub mod fault;
 pub mod fuse_client;
 pub mod guest;
+pub mod hostile;
 #[cfg(test)]
 mod house;
 pub mod image;
@@ -26,4 +27,5 @@ pub mod reference_layer;
 pub mod room;
 pub mod snapshot;
 pub mod tree;
+pub mod v5;
 pub mod vmm;

@@ -1,4 +1,4 @@
-//! Shows how far a build is: a bar on a terminal, now and then a line elsewhere.
+//! Shows how far a build or a verification is: a bar on a terminal, now and then a line elsewhere.
 
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -67,6 +67,45 @@ impl Drop for Display {
     }
 }
 
+/// Shows how far the verification of data is; nothing is left of a bar when this is dropped.
+pub struct Verified {
+    view: View,
+    total_bytes: u64,
+    done_bytes: u64,
+}
+
+impl Verified {
+    /// A display for `total_bytes` of chunks.
+    pub fn new(total_bytes: u64) -> Self {
+        let view = match std::io::stderr().is_terminal() {
+            true => View::Bar(ProgressBar::new(total_bytes).with_style(bytes_bar()).with_message("verifying")),
+            false => View::Lines { last: Instant::now() },
+        };
+        Self { view, total_bytes, done_bytes: 0 }
+    }
+
+    /// Shows that `bytes` more were verified.
+    pub fn add(&mut self, bytes: u64) {
+        self.done_bytes += bytes;
+        match &mut self.view {
+            View::Bar(bar) => bar.inc(bytes),
+            View::Lines { last } if last.elapsed() >= LINE_INTERVAL => {
+                tracing::info!("verified {} of at most {}", mib(self.done_bytes), mib(self.total_bytes));
+                *last = Instant::now();
+            }
+            View::Lines { .. } => {}
+        }
+    }
+}
+
+impl Drop for Verified {
+    fn drop(&mut self) {
+        if let View::Bar(bar) = &self.view {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn show_bar(bar: &ProgressBar, progress: Progress) {
     match progress {
         Progress::Scanning { paths } => {
@@ -98,7 +137,7 @@ fn line(progress: Progress, done_bytes: u64, total_bytes: u64, silent_for: Durat
     }
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     let tenths = (u128::from(bytes) * 10) >> 20;
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }

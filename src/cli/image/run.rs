@@ -14,14 +14,16 @@ use serde_json::json;
 
 use super::Cli;
 use super::Create;
+use super::Job;
+use super::check;
 use super::progress::Display;
 use crate::builder;
 use crate::builder::Built;
 use crate::cli::tell;
 use crate::daemon::logging;
 
-/// Runs `nydus-image` with `arguments`, the program's name first, and returns its exit code: 0 built, 1 an error (one
-/// line on stderr), 2 usage.
+/// Runs `nydus-image` with `arguments`, the program's name first, and returns its exit code: 0 built, or nothing found to
+/// be wrong; 1 an error (one line on stderr), or something wrong (one line each, and one more); 2 usage.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
@@ -44,7 +46,13 @@ fn start(cli: &Cli) -> anyhow::Result<()> {
         rotate_bytes: 0, // never
     })
     .context("log file")?;
-    let create = cli.command.create()?;
+    match cli.command.built()? {
+        Job::Create(create) => build(create),
+        Job::Check(options) => check::run(options),
+    }
+}
+
+fn build(create: &Create) -> anyhow::Result<()> {
     let options = create.options()?;
 
     let start = Instant::now();

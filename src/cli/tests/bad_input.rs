@@ -49,6 +49,11 @@ fn configuration_errors_name_the_file_field_and_line() {
             "mode: invalid value: a string, expected one of \"direct\", \"cached\"",
         ),
         (place.config(",\n\"enable_xattr\": true"), "duplicate field `enable_xattr`"),
+        (
+            "{\"version\": 2, \"cache\": {\"type\": \"blobcache\", \"filecache\": {\"enable_encryption\": true}}}"
+                .to_owned(),
+            "cache.filecache: invalid `encryption_key`, expected 64 hex digits whose halves differ",
+        ),
         ("{\"device\": ".to_owned(), "Unterminated object"),
         (String::new(), "is missing"),
         (format!("{{\"device\":{}", "[".repeat(100_000)), "device: invalid type: sequence, expected a table"),
@@ -77,10 +82,6 @@ fn what_is_configured_and_not_built_is_named() {
         (registry.to_owned(), "backend `registry` is configured, and not built yet"),
         (v2("\"overlay\": {\"upper_dir\": \"u\", \"work_dir\": \"w\"}"), "`overlay` is configured, and not built yet"),
         (v2("\"cache\": {\"type\": \"fscache\"}"), "cache `fscache` is configured, and not built yet"),
-        (
-            v2("\"cache\": {\"type\": \"blobcache\", \"filecache\": {\"enable_encryption\": true}}"),
-            "encryption of the cache is configured, and not built yet",
-        ),
         (v2("\"external_backends\": [{\"type\": \"s3\"}]"), "backend `s3` is configured, and not built yet"),
     ] {
         place.write_config(&text);

@@ -57,6 +57,9 @@ impl ChunkList<'_> {
     }
 }
 
+/// What is called with each chunk record, or with what is wrong with a file.
+pub(super) type EachChunk<'a> = dyn FnMut(Result<(u32, Record), RafsError>) -> Result<(), RafsError> + 'a;
+
 impl V5 {
     /// The chunks of the regular file at `place`.
     #[inline]
@@ -90,37 +93,53 @@ impl V5 {
         Err(malformed("inode child count", place.record, format!("{count} chunks for {size} bytes")))
     }
 
-    /// Builds the index over all chunk records.
+    /// Builds the index over all chunk records. Files and chunks that are malformed are left out: nobody can read them,
+    /// and all others must not suffer.
     pub(in crate::rafs) fn chunk_index(&self) -> Result<ChunkIndex, RafsError> {
         let mut builder = Builder::new(self.view.clone(), Arc::clone(&self.blobs), Source::V5(self.numbering.clone()));
-        self.for_each_chunk(&mut |number, record| builder.add(number, record))?;
+        self.for_each_chunk(&mut |chunk| {
+            let added = chunk.and_then(|(number, record)| builder.add(number, &record));
+            added.or_else(|fault| builder.leave_out(fault))
+        })?;
         builder.finish()
     }
 
     /// Calls `each` with the number (offset / 8) and the content of every chunk record, those of later hard links
-    /// excepted: a file is read through its first record.
-    pub(super) fn for_each_chunk(
-        &self,
-        each: &mut dyn FnMut(u32, &Record) -> Result<(), RafsError>,
-    ) -> Result<(), RafsError> {
+    /// excepted: a file is read through its first record. Instead of the chunks of a malformed file it gets what is wrong
+    /// with it.
+    pub(super) fn for_each_chunk(&self, each: &mut EachChunk<'_>) -> Result<(), RafsError> {
         // Records do not overlap, so there is room for this many. It bounds the work for inodes that share chunks.
         let mut left = self.view.len() / RECORD_BYTES;
         for index in 1..=self.entries {
-            let (at, record) = self.record(index)?;
-            if record.ino.get() != u64::from(index) || record.kind(at)? != Kind::Regular {
-                continue;
-            }
-            let facts = self.facts(&record, at, index)?;
-            let Place::V5(place) = facts.place else { continue };
-            for range in self.chunk_ranges(&place)? {
+            let ranges = match self.first_chunk_ranges(index) {
+                Ok(Some(ranges)) => ranges,
+                Ok(None) => continue,
+                Err(fault) => {
+                    each(Err(fault))?;
+                    continue;
+                }
+            };
+            for range in ranges {
                 left = left
                     .checked_sub(1)
                     .ok_or_else(|| malformed("chunk array", range.start, "overlaps that of another inode"))?;
                 let record: Record = self.view.record_at(range.start)?;
-                each(u32::try_from(range.start / super::UNIT).unwrap_or(u32::MAX), &record)?;
+                each(Ok((u32::try_from(range.start / super::UNIT).unwrap_or(u32::MAX), record)))?;
             }
         }
         Ok(())
+    }
+
+    /// The ranges of the chunk records of the record with the index `index`; `None` if that is no regular file, or a later
+    /// record of one.
+    fn first_chunk_ranges(&self, index: u32) -> Result<Option<impl Iterator<Item = Range<u64>> + use<>>, RafsError> {
+        let (at, record) = self.record(index)?;
+        if record.ino.get() != u64::from(index) || record.kind(at)? != Kind::Regular {
+            return Ok(None);
+        }
+        let facts = self.facts(&record, at, index)?;
+        let Place::V5(place) = facts.place else { return Ok(None) };
+        self.chunk_ranges(&place).map(Some)
     }
 
     /// The ranges of a file's chunk records, all inside the metadata.

@@ -44,45 +44,53 @@ impl Hasher {
     }
 }
 
+/// What a verification still has to do.
+struct UnderWay {
+    /// Directories with the run of their children.
+    directories: Vec<(u32, u32, u32)>,
+    /// Chunk records that may still be hashed.
+    chunks_left: u64,
+}
+
 impl V5 {
     /// Verifies all inodes that can be reached from the root. Every index is visited once: children come behind their
     /// directory, and more visits than indexes mean runs that overlap.
     pub(in crate::rafs) fn verify_tree(&self) -> Result<(), RafsError> {
-        let mut directories = Vec::new();
+        // Chunk records of different inodes do not overlap either, so this many are hashed at most.
+        let mut under_way = UnderWay { directories: Vec::new(), chunks_left: self.view.len() / chunks::RECORD_BYTES };
         let mut left = self.entries;
-        self.verify(ROOT, ROOT, &mut directories)?;
-        while let Some((dir, first, count)) = directories.pop() {
+        self.verify(ROOT, ROOT, &mut under_way)?;
+        while let Some((dir, first, count)) = under_way.directories.pop() {
             left = left.checked_sub(count).ok_or_else(|| {
                 malformed("inode child count", 0, format!("the children of directory {dir} belong to another one too"))
             })?;
             for index in first..first.saturating_add(count) {
-                self.verify(index, dir, &mut directories)?;
+                self.verify(index, dir, &mut under_way)?;
             }
         }
         Ok(())
     }
 
-    /// Verifies the record with the index `index`, a child of `dir`. Directories are added to `directories`, with the
-    /// run of their children.
-    fn verify(&self, index: u32, dir: u32, directories: &mut Vec<(u32, u32, u32)>) -> Result<(), RafsError> {
+    /// Verifies the record with the index `index`, a child of `dir`. Directories are added to those under way.
+    fn verify(&self, index: u32, dir: u32, under_way: &mut UnderWay) -> Result<(), RafsError> {
         let (at, record) = self.record(index)?;
         if index != ROOT {
             let (ino, _) = self.child(&record, at, index, dir)?;
             if ino != index {
-                return self.verify_link(&record, at, ino);
+                return self.verify_link(&record, at, ino, under_way);
             }
         }
-        let digest = self.digest_of(&record, at, index, directories)?;
+        let digest = self.digest_of(&record, at, index, under_way)?;
         self.compare(&record, at, &digest)
     }
 
     /// A later hard link shows the content of the first record, so both must have the digest that this name is bound to.
-    fn verify_link(&self, record: &Record, at: u64, first: u32) -> Result<(), RafsError> {
+    fn verify_link(&self, record: &Record, at: u64, first: u32, under_way: &mut UnderWay) -> Result<(), RafsError> {
         let (first_at, target) = self.record(first)?;
         if target.digest != record.digest {
             return Err(malformed("inode digest", at, format!("differs from that of inode {first}, a hard link")));
         }
-        let digest = self.digest_of(&target, first_at, first, &mut Vec::new())?;
+        let digest = self.digest_of(&target, first_at, first, under_way)?;
         self.compare(&target, first_at, &digest)
     }
 
@@ -93,13 +101,7 @@ impl V5 {
         Err(malformed("inode digest", at, format!("inode {} does not match its digest", record.ino)))
     }
 
-    fn digest_of(
-        &self,
-        record: &Record,
-        at: u64,
-        ino: u32,
-        directories: &mut Vec<(u32, u32, u32)>,
-    ) -> Result<Digest, RafsError> {
+    fn digest_of(&self, record: &Record, at: u64, ino: u32, under_way: &mut UnderWay) -> Result<Digest, RafsError> {
         let facts = self.facts(record, at, ino)?;
         let mut hasher = Hasher::new(self.flags.digester);
         let Place::V5(place) = facts.place else { return Ok(hasher.finish()) };
@@ -108,10 +110,14 @@ impl V5 {
                 for child in place.child_index..place.child_index.saturating_add(place.child_count) {
                     hasher.update(&self.record(child)?.1.digest);
                 }
-                directories.push((ino, place.child_index, place.child_count));
+                under_way.directories.push((ino, place.child_index, place.child_count));
             }
             Kind::Regular => {
                 let start = self.chunks_offset(&place)?;
+                under_way.chunks_left = under_way
+                    .chunks_left
+                    .checked_sub(place.child_count.into())
+                    .ok_or_else(|| malformed("chunk array", start, "overlaps that of another inode"))?;
                 for number in 0..u64::from(place.child_count) {
                     let offset = number.saturating_mul(chunks::RECORD_BYTES);
                     let record: chunks::Record = self.view.record_at(start.saturating_add(offset))?;

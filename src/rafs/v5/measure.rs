@@ -20,7 +20,8 @@ impl V5 {
             (blob.chunk_count, blob.uncompressed_bytes, blob.data_bytes) = (0, 0, 0);
         }
         let mut offsets: Vec<Vec<u64>> = vec![Vec::new(); measured.len()];
-        self.for_each_chunk(&mut |number, record| {
+        self.for_each_chunk(&mut |chunk| {
+            let (number, record) = chunk?;
             let facts = record.describe(u64::from(number).saturating_mul(super::UNIT), &self.blobs)?;
             // The index was checked just now.
             let index = usize::try_from(record.blob.get()).unwrap_or(usize::MAX);

@@ -1,5 +1,6 @@
 //! RAFS v5 (format, section 3): superblock and tables, and how inodes are found.
 
+mod audit;
 pub(super) mod chunks;
 pub(super) mod digest;
 pub(super) mod dir;

@@ -158,6 +158,11 @@ impl<'a> Block<'a> {
     }
 }
 
+/// The position of the first entry of the block behind that of the position `from`.
+pub(in crate::rafs) fn next_block(from: u64) -> u64 {
+    (from >> SLOT_BITS).saturating_add(1) << SLOT_BITS
+}
+
 #[cold]
 fn bad_name(at: u64, slot: u64, name: std::ops::Range<u64>) -> RafsError {
     malformed("dirent name offset", at, format!("entry {slot}: a name from {} to {}", name.start, name.end))

@@ -1,5 +1,6 @@
 //! RAFS v6 (format, section 4): an EROFS image with one extra device per blob. Superblocks and tables.
 
+mod audit;
 mod blocks;
 pub(super) mod chunks;
 pub(super) mod dir;

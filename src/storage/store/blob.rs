@@ -251,6 +251,10 @@ impl Blob {
 
     /// The place of a chunk is another image's: said once in a while, since it costs speed.
     pub(super) fn note_disputed(&self, inner: &Inner, chunk: u32) {
+        // Lost files have no place for anything, and are made anew.
+        if self.files().is_none_or(|files| files.is_lost()) {
+            return;
+        }
         inner.metrics.storage.disputed_chunks.add(1);
         if self.cache_warning.passes() {
             tracing::warn!(blob = %self.id, chunk, "another image describes this blob otherwise; not cached");

@@ -219,6 +219,7 @@ impl Part {
 
     /// Makes a chunk ready. Gives it back if it is damaged and worth another attempt.
     fn finish(&mut self, inner: &Inner, wanted: Wanted, fetched: &Fetched, damaged: u32) -> Option<Wanted> {
+        when_idle(give_back);
         let (claim, facts) = wanted;
         let blob = Arc::clone(&claim.blob);
         let (origin, is_unit) = (self.origin, self.lot.recipe.key().is_some());
@@ -310,6 +311,12 @@ thread_local! {
     static OPENED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Stored bytes and units leave their mark in the allocator too: it is trimmed behind this.
+fn give_back() {
+    discard(PLAIN.take());
+    discard(OPENED.take());
+}
+
 /// Decodes and verifies a chunk that is stored alone; `use_plain` sees the plain bytes only if they are right.
 fn single<T>(
     blob: &Blob,
@@ -317,11 +324,6 @@ fn single<T>(
     fetched: &Fetched,
     use_plain: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, CodecError> {
-    // The stored bytes leave their mark in the allocator too.
-    when_idle(|| {
-        discard(PLAIN.take());
-        discard(OPENED.take());
-    });
     let missing = CodecError::Length { expected: facts.compressed_bytes as usize, actual: 0 };
     let stored = fetched.piece(&stored(facts)).ok_or(missing)?;
     let sealing = blob.sealing.as_ref();

@@ -130,21 +130,30 @@ fn facts_of(blob: &Blob, table: &Arc<Table>, chunk: u32) -> Result<ChunkFacts, R
 }
 
 /// Sees to claimed chunks: those that are in the cache land, the others are fetched.
-pub(super) fn drive(inner: &Arc<Inner>, claims: Vec<Wanted>) {
+pub(super) fn drive(inner: &Arc<Inner>, mut claims: Vec<Wanted>) {
+    claims.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
     let (mut missing, mut foreign, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+    // The unit at hand, if another process has one of its chunks. All lock in the same order, so it will have the others,
+    // and two processes do not share a unit that both would have to fetch.
+    let mut theirs = None;
     for (mut claim, facts) in claims {
-        match way(inner, &mut claim, &facts) {
+        let unit = lot::UnitKey::of(&facts).map(|key| (claim.blob.facts.index, key));
+        let is_missing = |files: &Arc<Generation>| files.presence(claim.chunk, &facts) == Presence::Missing;
+        let is_theirs = unit.is_some() && unit == theirs && claim.files.as_ref().is_some_and(is_missing);
+        let way = if is_theirs { Way::Foreign } else { way(inner, &mut claim, &facts) };
+        match way {
             Way::Here(outcome) => claim.land(&outcome),
-            Way::Foreign => foreign.push((claim, facts)),
+            Way::Foreign => {
+                theirs = unit;
+                foreign.push((claim, facts));
+            }
             Way::Kept => kept.push((claim, facts)),
             Way::Missing => missing.push((claim, facts)),
         }
     }
     loading::load(inner, kept);
     foreign::wait(inner, foreign);
-    let mut missing = shelf::serve(inner, missing);
-    missing.sort_by_key(|(claim, facts)| (claim.blob.facts.index, facts.compressed_offset, claim.chunk));
-    let mut missing = missing.into_iter().peekable();
+    let mut missing = shelf::serve(inner, missing).into_iter().peekable();
     while let Some(first) = missing.next() {
         let limit = inner.options.amplify_bytes.max(MERGED_FETCH_BYTES);
         let mut span = Span::new(&first.1, limit);
@@ -224,7 +233,7 @@ fn way(inner: &Inner, claim: &mut Claim, facts: &ChunkFacts) -> Way {
         return Way::Missing;
     }
     let is_mapped = files.is_mapped();
-    if is_mapped && is_believed(inner, claim, facts) {
+    if is_mapped && is_believed(inner, claim, facts, presence) {
         return Way::Here(Outcome::Ready);
     }
     if !is_mapped && presence == Presence::Trusted {
@@ -263,13 +272,13 @@ fn is_kept(files: &Generation, claim: &Claim, facts: &ChunkFacts) -> bool {
     }
 }
 
-/// Whether the chunk is in the cache, needs no proof, and is in memory now. Blocks on the disk.
-fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
+/// Whether the chunk, of which the cache says `presence`, needs no proof, and is in memory now. Blocks on the disk.
+fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts, presence: Presence) -> bool {
     let Some(files) = &claim.files else { return false };
     let (chunk, offset, len) = (claim.chunk, facts.uncompressed_offset, facts.uncompressed_bytes);
     let is_asked_for = (inner.options.validate || files.is_doubtful()) && facts.digest.is_some();
     let needs_proof = is_asked_for && files.extents.get(chunk).is_none();
-    if needs_proof || files.presence(chunk, facts) != Presence::Trusted {
+    if needs_proof || presence != Presence::Trusted {
         return false;
     }
     match files.touch(offset, len) {
@@ -287,12 +296,12 @@ fn is_believed(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
 /// Whether the chunk is in the cache, right as far as the settings ask, and in memory. The caller has its lock. Blocks
 /// on the disk.
 fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
-    if is_believed(inner, claim, facts) {
-        return true;
-    }
     let Some(files) = &claim.files else { return false };
     let chunk = claim.chunk;
     let presence = files.presence(chunk, facts);
+    if is_believed(inner, claim, facts, presence) {
+        return true;
+    }
     match presence {
         Presence::Missing | Presence::Disputed | Presence::Beyond => false,
         // Claimed first: what is looked at must not be written by another image meanwhile.

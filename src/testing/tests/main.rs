@@ -9,6 +9,7 @@ mod cached;
 mod crash;
 mod damage;
 mod frontends;
+mod hostile;
 mod init;
 mod many;
 mod memory;

@@ -197,6 +197,39 @@ fn tree_over_unchanged_layers_is_right() {
     }
 }
 
+/// One of the two blobs says that it is external, and lies where only its own backend looks.
+#[test]
+fn tree_with_an_external_blob_is_right() {
+    let Some(stored) = TestImage::named("v6-two-layers") else { return };
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    for directory in ["usual", "external", "cache"] {
+        fs::create_dir(path(directory)).unwrap();
+    }
+    let mut bootstrap = fs::read(&stored.bootstrap).unwrap();
+    let table = u64::from_le_bytes(bootstrap[1152 + 8..][..8].try_into().unwrap()) as usize;
+    let id = |entry: usize| String::from_utf8(bootstrap[table + entry * 256..][..64].to_vec()).unwrap();
+    let (usual, external) = (id(0), id(1));
+    fs::copy(stored.blobs.join(&usual), path("usual").join(&usual)).unwrap();
+    fs::copy(stored.blobs.join(&external), path("external").join(&external)).unwrap();
+    // Bit 11 of the features.
+    bootstrap[table + 256 + 85] |= 0x08;
+    fs::write(path("bootstrap"), bootstrap).unwrap();
+    let image = TestImage { bootstrap: path("bootstrap"), ..stored };
+    let config = serde_json::json!({
+        "version": 2,
+        "backend": { "type": "localfs", "localfs": { "dir": path("usual") } },
+        "external_backends": [
+            { "type": "localfs", "patch": { "blob_id": external }, "config": { "dir": path("external") } },
+        ],
+        "cache": { "type": "blobcache", "filecache": { "work_dir": path("cache") } },
+        "rafs": { "mode": "direct", "enable_xattr": true },
+    });
+    let daemon = nydusd_with(&image, &config, home.path(), &[]);
+    let mut guest = Guest::boot(daemon.socket(), &TWO_QUEUES).unwrap();
+    check(&image, &mut guest, &MANY, "with an external blob");
+}
+
 fn copy_cache(image: &TestImage, folder: &str, home: &Path) -> PathBuf {
     let cache = home.join("cache");
     fs::create_dir(&cache).unwrap();

@@ -109,6 +109,21 @@ fn readers_of_overlapping_chunks_share_their_flights() {
 }
 
 #[test]
+fn readers_of_one_batch_fetch_it_once() {
+    check(|| {
+        let mut rig = Rig::batched(2, None);
+        rig.options.demand_deadline = None;
+        let rig = Arc::new(rig);
+        let store = Arc::new(rig.open());
+        let readers = [reader(&rig, &store, 3..4), reader(&rig, &store, 0..1), reader(&rig, &store, 5..7)];
+        readers.into_iter().for_each(|reader| reader.join().unwrap().unwrap());
+        for batch in 0..2 {
+            assert_eq!(asked_for(&rig, batch * super::units::MEMBERS), 1, "batch {batch}");
+        }
+    });
+}
+
+#[test]
 fn stores_on_one_directory_share_their_flights() {
     check(|| {
         let rig = patient(3);

@@ -18,7 +18,7 @@ use crate::testing::reference_layer;
 use crate::testing::reference_layer::Layer;
 
 /// Chunks of a batch.
-const MEMBERS: u32 = 6;
+pub(super) const MEMBERS: u32 = 6;
 const KEY: [u8; 32] = *b"two keys of sixteen bytes each..";
 const IV: [u8; 16] = [0x5a; 16];
 
@@ -35,7 +35,7 @@ fn lengths(batch: u32) -> [u32; MEMBERS as usize] {
 
 impl Rig {
     /// A blob of batches of [`MEMBERS`] chunks each.
-    fn batched(batches: u32, cipher: Option<Cipher>) -> Self {
+    pub(super) fn batched(batches: u32, cipher: Option<Cipher>) -> Self {
         let mut rig = Self::new(0);
         let (mut stored, mut plain, mut chunks) = (Vec::new(), Vec::new(), Vec::new());
         for batch in 0..batches {
@@ -127,6 +127,25 @@ fn readers_of_a_batch_share_one_request_and_one_decode() {
         assert_eq!(wait(&across).unwrap(), rig.expected(&pieces));
         assert_eq!((rig.backend.requests(), rig.decoded()), (1, 1), "with a cache: {work_dir}");
     }
+}
+
+#[test]
+fn stores_on_one_directory_fetch_a_batch_once() {
+    let rig = Rig::batched(2, None);
+    let (one, two) = (rig.open(), rig.open());
+    rig.hang();
+    let first = read(&one, &[rig.piece(3)]);
+    until("a request", || rig.backend.kept() == 1);
+    let others: Vec<_> = rig.members(0).into_iter().map(|piece| (read(&two, &[piece]), piece)).collect();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(rig.backend.kept(), 1);
+    rig.backend.set(Fault::None);
+    rig.backend.release(crate::testing::fault::Order::FirstFirst);
+    assert_eq!(wait(&first).unwrap(), rig.expected(&[rig.piece(3)]));
+    for (reader, piece) in others {
+        assert_eq!(wait(&reader).unwrap(), rig.expected(&[piece]));
+    }
+    assert_eq!((rig.backend.requests(), rig.decoded()), (1, 1));
 }
 
 #[test]
