@@ -69,7 +69,7 @@ fn failure_is_one_line() -> Result<()> {
         ("create -B out/boot -D out -J missing/json src", "\"missing/json\""),
         ("create -B out/boot -D out -t tar-rafs src", "--type tar-rafs"),
         ("create -B out/boot -D out -v 5 src", "--fs-version 5"),
-        ("check out/boot", "check"),
+        ("check nothing-here", "nothing-here"),
         ("merge -B out/boot a b", "merge"),
         ("-L missing/log create -D out src", "missing/log.log"),
     ] {

@@ -6,6 +6,7 @@
 use std::fs;
 use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -18,6 +19,7 @@ use nydus_vm::testing::tree::walk;
 use crate::mounted::Mounted;
 use crate::mounted::make_ext4;
 use crate::mounted::needs_ext4;
+use crate::mounted::run;
 use crate::served::Stage;
 use crate::served::WALK;
 use crate::served::boot;
@@ -30,10 +32,17 @@ const CUTS: [usize; 4] = [150, 400, 700, 1000];
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("power_cut_in_a_fill_shows_right_bytes_after_the_next_boot", needs_ext4(), cut_at_many_moments),
-        trial("power_cut_that_keeps_bits_and_loses_data_is_noticed", needs_ext4(), bits_without_data),
-        trial("what_was_flushed_is_believed_after_a_power_cut", needs_ext4(), flushed_is_kept),
+        trial("power_cut_in_a_fill_shows_right_bytes_after_the_next_boot", needs_boots(), cut_at_many_moments),
+        trial("power_cut_that_keeps_bits_and_loses_data_is_noticed", needs_boots(), bits_without_data),
+        trial("what_was_flushed_is_believed_after_a_power_cut", needs_boots(), flushed_is_kept),
     ]
+}
+
+/// Disks, and mounts that one process sees alone: its boot id is one of them.
+fn needs_boots() -> Result<(), String> {
+    needs_ext4()?;
+    let mut unshare = Command::new("unshare");
+    run(unshare.args(["--mount", "true"])).map(drop).map_err(|error| format!("unshare --mount: {error:#}"))
 }
 
 /// What is on the disk at one moment: a copy that nothing was written to meanwhile.
