@@ -20,7 +20,6 @@ mod modes;
 mod races;
 #[cfg(not(feature = "model"))]
 mod reference;
-#[cfg(not(feature = "model"))]
 mod units;
 
 use std::path::Path;
