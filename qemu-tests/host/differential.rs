@@ -34,33 +34,12 @@ use crate::trial;
 use subject::Data;
 use subject::Subject;
 
-/// All v6 reference images.
-const REFERENCES: [&str; 17] = [
-    "v6-batch",
-    "v6-big",
-    "v6-chunkdict",
-    "v6-encrypted",
-    "v6-inline",
-    "v6-inline-toc",
-    "v6-lz4-blake3",
-    "v6-merged",
-    "v6-none-sha256",
-    "v6-prefetch-fs",
-    "v6-repeatable",
-    "v6-tarfs",
-    "v6-toc",
-    "v6-two-layers",
-    "v6-zran",
-    "v6-zran-inline-toc",
-    "v6-zstd-4k",
-];
-
 /// Random trees of a usual run.
 const TREES: u64 = 6;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
-    for name in REFERENCES {
+    for name in nydus_vm::testing::manifest::REFERENCES.into_iter().filter(|name| name.starts_with("v6-")) {
         let known = || match std::env::var_os("NYDUS_REFERENCE_DIR") {
             Some(_) => Ok(()),
             None => Err("NYDUS_REFERENCE_DIR is not set".to_owned()),

@@ -8,13 +8,12 @@ use tracing::warn;
 use super::DaemonError;
 use super::assembly::Served;
 use crate::config::Backend as BackendConfig;
-use crate::config::CacheStore;
 use crate::config::Config;
 use crate::config::Source;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::feature;
-use crate::rafs::meta::META_HEADER_BYTES;
+use crate::rafs::meta;
 use crate::storage::backend::Backend;
 use crate::storage::backend::BackendError;
 use crate::storage::backend::localfs::LocalFs;
@@ -72,13 +71,12 @@ impl Backends {
     ///
     /// # Errors
     /// [`DaemonError::Blob`] names the file.
-    pub(super) fn check_blobs(&self, served: &Served, config: &Config) -> Result<(), DaemonError> {
+    pub(super) fn check_blobs(&self, served: &Served) -> Result<(), DaemonError> {
         for blob in served.image().blobs() {
             match self.check_blob(blob) {
                 Err(error) if served.store().is_full(blob.index) => {
                     warn!(blob = %blob.id, error = &error as &dyn std::error::Error, "served from the cache alone");
                 }
-                Err(_) if is_tar_in_cache(blob, config) => {}
                 outcome => outcome.map_err(DaemonError::Blob)?,
             }
         }
@@ -90,7 +88,8 @@ impl Backends {
         let own = self.external.iter().find(|(id, _)| *id == blob.id);
         let files = own.map_or(&self.usual, |(_, files)| files);
         let Some(table) = &blob.meta else { return files.check(&blob.id, blob.data_bytes) };
-        let end = table.offset.saturating_add(table.compressed_bytes).saturating_add(META_HEADER_BYTES);
+        // A place that cannot be is in no file.
+        let end = meta::stored_range(blob).map_or(u64::MAX, |range| range.end);
         match &table.holder {
             MetaHolder::Blob => files.check(&blob.id, blob.data_bytes.max(end)),
             MetaHolder::Other(id) => {
@@ -105,14 +104,11 @@ impl Backends {
     }
 }
 
-/// A tar that lies in the cache directory under its id is used there.
-fn is_tar_in_cache(blob: &BlobFacts, config: &Config) -> bool {
-    let CacheStore::Files { work_dir, .. } = &config.cache.store else { return false };
-    let tar = std::fs::metadata(work_dir.join(&blob.id));
-    blob.features & feature::TARFS != 0 && tar.is_ok_and(|tar| tar.is_file() && tar.len() >= blob.data_bytes)
-}
-
-fn place_of(backend: &BackendConfig) -> Result<Place, DaemonError> {
+/// Where the files of a localfs backend are.
+///
+/// # Errors
+/// [`DaemonError::Missing`] names the field; [`DaemonError::BackendNotBuilt`] for other kinds.
+pub fn place_of(backend: &BackendConfig) -> Result<Place, DaemonError> {
     if let Some(field) = backend.missing_field() {
         return Err(DaemonError::Missing(field.to_owned()));
     }

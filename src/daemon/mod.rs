@@ -37,6 +37,7 @@ pub use assembly::Parts;
 pub use assembly::Served;
 pub use assembly::assemble;
 use backends::Backends;
+pub use backends::place_of;
 pub use bootstrap::BootstrapError;
 pub use error::DaemonError;
 use signals::Signals;
@@ -132,6 +133,6 @@ fn open(options: &Options, metrics: &Arc<Metrics>) -> Result<Served, DaemonError
         metrics: Arc::clone(metrics),
     };
     let served = assembly::serve_image(image, parts)?;
-    backends.check_blobs(&served, config)?;
+    backends.check_blobs(&served)?;
     Ok(served)
 }

@@ -21,6 +21,7 @@ use super::facts::ChunkFacts;
 use super::facts::Coding;
 use super::facts::Digest;
 use super::facts::Seal;
+use super::facts::encrypted_bytes;
 use super::facts::feature;
 use super::grid;
 use super::malformed;
@@ -197,11 +198,6 @@ pub(super) fn check_ranges(chunk: &ChunkFacts, at: u64, blob: &BlobFacts) -> Res
         ));
     }
     Ok(())
-}
-
-/// Bytes of a piece when encrypted: shorter ones than one AES block are padded (format, section 8).
-fn encrypted_bytes(plain: u32) -> u32 {
-    if plain < 16 { 18 } else { plain }
 }
 
 /// Checks a chunk's place in the uncompressed blob (section 14, rule 9).

@@ -1,5 +1,7 @@
 //! Plain facts that images state about their blobs and chunks: what `rafs` produces and `storage` consumes.
 
+use std::ops::Range;
+
 /// How chunks, or a blob's metadata, are compressed (format, section 1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compressor {
@@ -164,13 +166,38 @@ pub struct ChunkFacts {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ZranContext {
     /// Bytes of the gzip file that it decodes.
-    pub stored: std::ops::Range<u64>,
+    pub stored: Range<u64>,
     /// Bytes that they decode to.
     pub plain_bytes: u32,
     /// The last byte before them, and how many of its upper bits, 0 to 7, belong to the stream.
     pub prime: (u8, u8),
     /// What was decoded before, as far as it is referred to; at most 32 KiB.
     pub dictionary: Vec<u8>,
+}
+
+impl ChunkFacts {
+    /// Where its stored bytes are in the blob file: those of its whole unit.
+    #[inline]
+    pub fn stored(&self) -> Range<u64> {
+        self.compressed_offset..self.compressed_offset.saturating_add(u64::from(self.compressed_bytes))
+    }
+
+    /// Where the chunk begins in what its stored bytes decode to.
+    #[inline]
+    pub fn offset_in_unit(&self) -> u32 {
+        match self.coding {
+            Coding::Plain | Coding::Compressed => 0,
+            Coding::Batch { offset, .. } | Coding::Zran { offset, .. } => offset,
+        }
+    }
+}
+
+/// Bytes of an encrypted piece that was shorter than one AES block, and so padded (format, section 8).
+pub const PADDED_BYTES: u32 = 18;
+
+/// Stored bytes of a piece of `plain` bytes that is encrypted and not compressed.
+pub fn encrypted_bytes(plain: u32) -> u32 {
+    if plain < 16 { PADDED_BYTES } else { plain }
 }
 
 /// What the bootstrap says of the content of a chunk and of its place in the uncompressed blob. The table that a v6 blob
@@ -183,6 +210,14 @@ pub struct Seal {
     pub uncompressed_offset: u64,
     /// Bytes when decoded.
     pub uncompressed_bytes: u32,
+}
+
+impl Seal {
+    /// Whether `facts` give the chunk the same place. One written to another place than readers look for it would pass its
+    /// digest all the same, and overwrite others.
+    pub fn agrees_with(&self, facts: &ChunkFacts) -> bool {
+        (self.uncompressed_offset, self.uncompressed_bytes) == (facts.uncompressed_offset, facts.uncompressed_bytes)
+    }
 }
 
 /// A piece of one chunk that a read wants: the unit of a read plan.

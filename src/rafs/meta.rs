@@ -102,6 +102,10 @@ fn location(blob: &BlobFacts) -> Result<&MetaLocation, RafsError> {
 /// A blob without metadata (v5, tarfs), or a place that cannot be.
 pub fn stored_range(blob: &BlobFacts) -> Result<Range<u64>, RafsError> {
     let meta = location(blob)?;
+    if meta.compressed_bytes > limits::MAX_META_BYTES {
+        let reason = format!("{} bytes, at most {} are read", meta.compressed_bytes, limits::MAX_META_BYTES);
+        return Err(malformed("CI compressed size", 0, reason));
+    }
     let end = meta.offset.checked_add(meta.compressed_bytes).and_then(|end| end.checked_add(META_HEADER_BYTES));
     let end = end.ok_or_else(|| malformed("CI offset", 0, format!("{:#x} is out of range", meta.offset)))?;
     Ok(meta.offset..end)
@@ -113,6 +117,13 @@ pub fn stored_range(blob: &BlobFacts) -> Result<Range<u64>, RafsError> {
 /// A blob without metadata (v5, tarfs), or a size that cannot be.
 pub fn cache_bytes(blob: &BlobFacts) -> Result<u64, RafsError> {
     let array = location(blob)?.uncompressed_bytes;
+    if array > limits::MAX_META_BYTES {
+        return Err(malformed(
+            "CI uncompressed size",
+            0,
+            format!("{array} bytes, at most {} are read", limits::MAX_META_BYTES),
+        ));
+    }
     align_up(array, 4096)
         .and_then(|padded| padded.checked_add(META_HEADER_BYTES))
         .ok_or_else(|| malformed("CI uncompressed size", 0, format!("{array} is out of range")))

@@ -29,15 +29,6 @@ use crate::sys::view::View;
 use crate::testing::manifest;
 use crate::testing::manifest::Entry;
 
-/// Folders of image modes that the reader knows, beside those that every part of the daemon serves.
-const MODES: [&str; 5] = ["v6-batch", "v6-encrypted", "v6-tarfs", "v6-zran", "v6-zran-inline-toc"];
-
-/// Every folder whose facts are compared.
-pub(super) fn folders() -> impl Iterator<Item = &'static str> {
-    let served = manifest::SERVED.into_iter();
-    served.clone().chain(MODES.into_iter().filter(move |mode| !served.clone().any(|name| name == *mode)))
-}
-
 fn map(path: &Path) -> View {
     let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     View::map_file(file.as_fd(), file.metadata().unwrap().len()).unwrap()
@@ -215,7 +206,7 @@ fn compare_plan(image: &Image, facts: &InodeFacts, name: &str) {
 #[test]
 fn every_path_of_the_reference_images_matches_its_manifest() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in folders() {
+    for name in manifest::REFERENCES {
         let folder = images.join(name);
         let image = open(&folder).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(image.version(), if name.starts_with("v5") { Version::V5 } else { Version::V6 }, "{name}");
@@ -291,7 +282,7 @@ fn inlined_metadata_without_the_blob_id_is_refused() {
 #[test]
 fn prefetch_tables_lead_to_the_paths_they_were_made_for() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in folders() {
+    for name in manifest::REFERENCES {
         let image = open(&images.join(name)).unwrap();
         let prefetch = image.prefetch().unwrap();
         assert_eq!(prefetch.len(), if name.ends_with("prefetch-fs") { 3 } else { 0 }, "{name}");
@@ -534,7 +525,7 @@ fn chunk_facts_of_v5_find_the_stored_bytes() {
 #[test]
 fn walk_finds_no_fault_in_the_reference_images() {
     let Some(images) = manifest::reference_images() else { return };
-    for name in folders() {
+    for name in manifest::REFERENCES {
         let image = open(&images.join(name)).unwrap();
         let seen = super::check::walk(&image).unwrap_or_else(|error| panic!("{name}: {error}"));
         let entries = manifest::read(&images.join(name));

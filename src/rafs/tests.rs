@@ -567,7 +567,7 @@ fn victims() -> Vec<Vec<u8>> {
     let mut victims = samples().to_vec();
     #[cfg(feature = "testing")]
     if let Some(images) = crate::testing::manifest::reference_images() {
-        for name in super::reference_tests::folders() {
+        for name in crate::testing::manifest::REFERENCES {
             let (view, _) = super::reference_tests::bootstrap(&images.join(name));
             victims.push(view.vec_at(0, view.len()).unwrap());
         }

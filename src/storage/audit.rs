@@ -14,11 +14,11 @@ use rustix::fs::OFlags;
 
 use super::codec;
 use super::codec::CodecError;
-use super::codec::Form;
 use super::codec::Sealing;
+use super::codec::chunk;
+use super::codec::chunk::Buffers;
 use super::codec::unit::Unit;
 use crate::limits::MAX_FINDINGS;
-use crate::limits::MAX_META_BYTES;
 use crate::rafs::RafsError;
 use crate::rafs::check::Finding;
 use crate::rafs::check::Part;
@@ -26,10 +26,8 @@ use crate::rafs::chunks::ChunkIndex;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Coding;
-use crate::rafs::facts::Compressor;
 use crate::rafs::meta;
 use crate::rafs::meta::BlobMeta;
-use crate::rafs::meta::META_HEADER_BYTES;
 use crate::sys::view::View;
 
 /// The file of a blob.
@@ -120,26 +118,11 @@ impl BlobFile {
         let bad = |fault| Finding { part: part.clone(), path: None, fault };
         let stored = meta::stored_range(blob).map_err(bad)?;
         let size = meta::cache_bytes(blob).map_err(bad)?;
-        let longest = MAX_META_BYTES.saturating_add(META_HEADER_BYTES);
-        if size > longest || stored.end.saturating_sub(stored.start) > longest {
-            let reason = format!("{} bytes, at most {MAX_META_BYTES}", location.uncompressed_bytes);
-            return Err(malformed(part, "CI uncompressed size", 0, reason));
-        }
-        let mut content = vec![0; (stored.end - stored.start) as usize];
+        let mut content = vec![0; stored.end.saturating_sub(stored.start) as usize];
         self.read("CI", &Part::Blob(blob.id.clone()), stored.start, &mut content)?;
-        let header = content.split_off(location.compressed_bytes as usize);
-        let mut plain = vec![0; size as usize];
-        let (array, rest) = plain.split_at_mut(location.uncompressed_bytes as usize);
         let wrong = |error: CodecError| malformed(Part::Blob(blob.id.clone()), "CI", stored.start, error.to_string());
-        // The array and its header are encrypted each by itself.
         let sealing = blob.cipher.as_ref().map(Sealing::new);
-        let mut scratch = Vec::new();
-        let form = if location.compressor == Compressor::None { Form::Plain } else { Form::Compressed };
-        let opened = codec::open_piece(sealing.as_ref(), &content, &mut scratch).map_err(wrong)?;
-        codec::decode_form(location.compressor, form, opened, sealing.as_ref(), array).map_err(wrong)?;
-        let header = codec::open_piece(sealing.as_ref(), &header, &mut scratch).map_err(wrong)?;
-        let at = rest.len() - header.len();
-        rest[at..].copy_from_slice(header);
+        let plain = codec::table::decode(location, sealing.as_ref(), &content, size).map_err(wrong)?;
         BlobMeta::open(View::from_bytes(plain), blob).map(Some).map_err(bad)
     }
 
@@ -186,7 +169,7 @@ impl BlobFile {
         work: &mut Work,
     ) -> Result<(), Finding> {
         let part = Part::Blob(blob.id.clone());
-        let stored = facts.compressed_offset..facts.compressed_offset.saturating_add(facts.compressed_bytes.into());
+        let stored = facts.stored();
         if work.stored != stored {
             work.unit = None;
             work.bytes.resize(facts.compressed_bytes as usize, 0);
@@ -204,12 +187,11 @@ impl BlobFile {
             malformed(part.clone(), field, facts.compressed_offset, format!("chunk {chunk}: {error}"))
         };
         match facts.coding {
-            Coding::Plain => work.piece(blob, facts, Form::Plain),
-            Coding::Compressed => work.piece(blob, facts, Form::Compressed),
-            Coding::Batch { plain_bytes, offset } => work.part(blob, facts, offset, |work| {
+            Coding::Plain | Coding::Compressed => work.piece(blob, facts),
+            Coding::Batch { plain_bytes, .. } => work.part(blob, facts, |work| {
                 Unit::batch(blob.compressor, work.sealing.as_ref(), &work.bytes, plain_bytes)
             }),
-            Coding::Zran { context, offset } => {
+            Coding::Zran { context, .. } => {
                 let Some(Ok(context)) = table.map(|table| table.zran(context)) else {
                     return Err(malformed(
                         part,
@@ -218,7 +200,7 @@ impl BlobFile {
                         format!("chunk {chunk}: there is no context {context}"),
                     ));
                 };
-                work.part(blob, facts, offset, |_| Unit::context(&context))
+                work.part(blob, facts, |_| Unit::context(&context))
             }
         }
         .map_err(wrong)
@@ -234,18 +216,14 @@ struct Work {
     bytes: Vec<u8>,
     /// What they decode to, where they are several chunks.
     unit: Option<Unit>,
-    plain: Vec<u8>,
-    scratch: Vec<u8>,
+    buffers: Buffers,
 }
 
 impl Work {
     /// Decodes and verifies a chunk that is stored alone.
-    fn piece(&mut self, blob: &BlobFacts, facts: &ChunkFacts, form: Form) -> Result<(), CodecError> {
-        let Self { sealing, bytes, plain, scratch, .. } = self;
-        plain.resize(facts.uncompressed_bytes as usize, 0);
-        let opened = codec::open_piece(sealing.as_ref(), bytes, scratch)?;
-        codec::decode_form(blob.compressor, form, opened, sealing.as_ref(), plain)?;
-        codec::verify(blob.digester, facts.digest, facts.crc32c, plain)
+    fn piece(&mut self, blob: &BlobFacts, facts: &ChunkFacts) -> Result<(), CodecError> {
+        let Self { sealing, bytes, buffers, .. } = self;
+        chunk::alone(blob, sealing.as_ref(), facts, bytes, buffers).map(drop)
     }
 
     /// Verifies a chunk that is a part of what the stored bytes decode to; they are decoded once for all their chunks.
@@ -253,15 +231,13 @@ impl Work {
         &mut self,
         blob: &BlobFacts,
         facts: &ChunkFacts,
-        offset: u32,
         decode: impl FnOnce(&Self) -> Result<Unit, CodecError>,
     ) -> Result<(), CodecError> {
         let mut unit = match self.unit.take() {
             Some(unit) => unit,
             None => decode(self)?,
         };
-        let plain = unit.bytes(&self.bytes, offset, facts.uncompressed_bytes)?;
-        codec::verify(blob.digester, facts.digest, facts.crc32c, plain)?;
+        unit.chunk(blob, facts, &self.bytes)?;
         self.unit = Some(unit);
         Ok(())
     }
@@ -279,13 +255,10 @@ fn facts(
     let part = || Part::ChunkTable(blob.id.clone());
     let mut facts = table.chunk(chunk).map_err(|fault| Finding { part: part(), path: None, fault })?;
     if let Some(seal) = index.seal(blob.index, chunk).map_err(in_image)? {
-        let ours = (facts.uncompressed_offset, facts.uncompressed_bytes);
-        let theirs = (seal.uncompressed_offset, seal.uncompressed_bytes);
-        if ours != theirs {
-            let reason = format!(
-                "chunk {chunk}: {} bytes at {:#x}, the metadata says {} at {:#x}",
-                ours.1, ours.0, theirs.1, theirs.0
-            );
+        if !seal.agrees_with(&facts) {
+            let ours = format!("{} bytes at {:#x}", facts.uncompressed_bytes, facts.uncompressed_offset);
+            let theirs = format!("{} at {:#x}", seal.uncompressed_bytes, seal.uncompressed_offset);
+            let reason = format!("chunk {chunk}: {ours}, the metadata says {theirs}");
             return Err(malformed(part(), "CI uncompressed offset", 0, reason));
         }
         facts.digest = Some(seal.digest);

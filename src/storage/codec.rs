@@ -4,11 +4,14 @@
 //! (format, sections 5.1 and 14.10). Knows nothing of blobs, files or threads; decoders that are expensive to make are
 //! kept per thread.
 //!
-//! - [`mod@unit`]: several chunks that are stored as one piece;
+//! - [`chunk`]: chunks that are stored alone; [`mod@unit`]: several that are stored as one piece;
+//! - [`table`]: chunk tables;
 //! - [`inflate`]: stretches of gzip files; [`sealed`], [`xts`]: encrypted pieces.
 
+pub mod chunk;
 pub mod inflate;
 pub mod sealed;
+pub mod table;
 pub mod unit;
 pub mod xts;
 

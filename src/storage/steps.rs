@@ -3,9 +3,24 @@
 //! Each of them calls `pass`, which does nothing. With the feature `testing` somebody can watch: a test ends the process at
 //! the N-th step, for every N, and looks at what is left.
 
-/// What has just been done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Step {
+/// Makes the kinds of steps, and the list of all of them, from one list.
+macro_rules! steps {
+    ($($(#[$about:meta])* $step:ident,)*) => {
+        /// What has just been done.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Step {
+            $($(#[$about])* $step,)*
+        }
+
+        impl Step {
+            /// All kinds of steps.
+            #[cfg(feature = "testing")]
+            pub const ALL: &[Self] = &[$(Self::$step,)*];
+        }
+    };
+}
+
+steps! {
     /// The side file is there, perhaps empty, and locked for the setup.
     SideMade,
     /// The data file is there, perhaps empty.

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::path::PathBuf;
 
-/// Every reference image that is served, by its folder.
-pub const SERVED: [&str; 20] = [
+/// Every reference image, by its folder.
+pub const REFERENCES: [&str; 25] = [
     "v5-big",
     "v5-inline",
     "v5-lz4-blake3",
@@ -17,8 +17,10 @@ pub const SERVED: [&str; 20] = [
     "v5-prefetch-fs",
     "v5-two-layers",
     "v5-zstd-sha256-4k",
+    "v6-batch",
     "v6-big",
     "v6-chunkdict",
+    "v6-encrypted",
     "v6-inline",
     "v6-inline-toc",
     "v6-lz4-blake3",
@@ -26,8 +28,11 @@ pub const SERVED: [&str; 20] = [
     "v6-none-sha256",
     "v6-prefetch-fs",
     "v6-repeatable",
+    "v6-tarfs",
     "v6-toc",
     "v6-two-layers",
+    "v6-zran",
+    "v6-zran-inline-toc",
     "v6-zstd-4k",
 ];
 

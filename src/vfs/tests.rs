@@ -46,7 +46,7 @@ const FOREVER_SECONDS: u64 = 1 << 32;
 
 /// Every reference image whose bootstrap is a file of its own.
 fn plain_images() -> Vec<&'static str> {
-    manifest::SERVED.into_iter().filter(|name| !name.contains("inline")).collect()
+    manifest::REFERENCES.into_iter().filter(|name| !name.contains("inline")).collect()
 }
 
 pub(super) const SAFE: Policy = Policy { zero_message_open: ZeroMessageOpen::WhereSafe, mounts: Mounts::Fixed };

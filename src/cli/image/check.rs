@@ -17,6 +17,7 @@ use crate::config::Mode;
 use crate::config::Source;
 use crate::daemon::BootstrapError;
 use crate::daemon::bootstrap;
+use crate::daemon::place_of;
 use crate::limits::MAX_TABLE_BYTES;
 use crate::rafs::RafsError;
 use crate::rafs::check;
@@ -31,6 +32,7 @@ use crate::rafs::version::Version;
 use crate::storage::audit::Audited;
 use crate::storage::audit::BadChunk;
 use crate::storage::audit::BlobFile;
+use crate::storage::backend::localfs::Place;
 
 /// Examples, and what to expect, below the options.
 const HELP: &str = "\
@@ -78,13 +80,6 @@ pub struct Check {
     pub output_json: Option<PathBuf>,
 }
 
-/// Where blobs are looked for.
-enum Place {
-    Nowhere,
-    File(PathBuf),
-    Directories(Vec<PathBuf>),
-}
-
 /// Everything that was found out.
 struct Outcome {
     image: Option<Image>,
@@ -102,7 +97,7 @@ pub(super) fn run(options: &Check) -> anyhow::Result<()> {
     let path = options.bootstrap.as_deref().or(options.positional.as_deref()).expect("clap requires one of both");
     let place = options.place()?;
     let outcome = match bootstrap::open(path, Mode::Direct) {
-        Ok(image) => look(image, path, &place, options.data),
+        Ok(image) => look(image, path, place.as_ref(), options.data),
         Err(BootstrapError::Rafs(fault)) => Outcome::unopened(fault),
         Err(BootstrapError::View(fault)) => Outcome::unopened(fault.into()),
         Err(error) => return Err(anyhow::Error::new(error).context(format!("{path:?}"))),
@@ -131,12 +126,13 @@ pub(super) fn run(options: &Check) -> anyhow::Result<()> {
 }
 
 impl Check {
-    fn place(&self) -> anyhow::Result<Place> {
+    /// Where blobs are looked for; `None`: nowhere.
+    fn place(&self) -> anyhow::Result<Option<Place>> {
         match (&self.blob, &self.blob_dir, &self.config) {
-            (Some(file), _, _) => Ok(Place::File(file.clone())),
-            (_, Some(directory), _) => Ok(Place::Directories(vec![directory.clone()])),
-            (_, _, Some(config)) => configured(config),
-            (None, None, None) => Ok(Place::Nowhere),
+            (Some(file), _, _) => Ok(Some(Place::File(file.clone()))),
+            (_, Some(directory), _) => Ok(Some(Place::Directories(vec![directory.clone()]))),
+            (_, _, Some(config)) => configured(config).map(Some),
+            (None, None, None) => Ok(None),
         }
     }
 }
@@ -146,37 +142,20 @@ fn configured(file: &Path) -> anyhow::Result<Place> {
     let directory = std::env::current_dir().context("the current directory")?;
     let (config, warnings) = Config::load(file, &directory)?;
     warnings.iter().for_each(|warning| tracing::warn!("configuration: {warning}"));
-    match config.backend.map(|backend| backend.source) {
-        Some(Source::Localfs { blob_file: Some(file), .. }) => Ok(Place::File(file)),
-        Some(Source::Localfs { dir, alt_dirs, .. }) => {
-            Ok(Place::Directories(dir.into_iter().chain(alt_dirs).collect()))
-        }
-        _ => Err(anyhow!("{file:?} has no localfs backend: give the directory of the blobs with -D")),
-    }
+    let backend = config.backend.filter(|backend| matches!(backend.source, Source::Localfs { .. }));
+    let backend =
+        backend.with_context(|| format!("{file:?} has no localfs backend: give the directory of the blobs with -D"))?;
+    place_of(&backend).with_context(|| format!("{file:?}"))
 }
 
-impl Place {
-    /// The file with the id `id`: the first that exists, or the first place for one.
-    fn of(&self, id: &str) -> Option<PathBuf> {
-        match self {
-            Self::Nowhere => None,
-            Self::File(file) => Some(file.clone()),
-            Self::Directories(directories) => {
-                let paths = || directories.iter().map(|directory| directory.join(id));
-                paths().find(|path| path.exists()).or_else(|| paths().next())
-            }
-        }
-    }
-}
-
-fn look(image: Image, path: &Path, place: &Place, with_data: bool) -> Outcome {
+fn look(image: Image, path: &Path, place: Option<&Place>, with_data: bool) -> Outcome {
     let mut findings = Vec::new();
     let mut files = Vec::new();
     let mut known = Blobs::default();
     let mut opened = Vec::new();
     let mut table_bytes = 0;
     for blob in image.blobs() {
-        let found = place.of(&blob.id).map(|file| open_blob(&file, path, place, blob));
+        let found = place.and_then(|place| place.find(&blob.id)).map(|file| open_blob(&file, path, place, blob));
         let (file, table, faults) = found.unwrap_or_default();
         if let Some(file) = &file {
             let table = if table.is_some() { "chunk table read" } else { "no chunk table" };
@@ -201,7 +180,9 @@ fn look(image: Image, path: &Path, place: &Place, with_data: bool) -> Outcome {
             let table = match table {
                 Some(table) => Some(table.clone()),
                 // It was not kept, or is damaged, which was told.
-                None => place.of(&blob.id).and_then(|file| open_blob(&file, path, place, blob).1),
+                None => {
+                    place.and_then(|place| place.find(&blob.id)).and_then(|file| open_blob(&file, path, place, blob).1)
+                }
             };
             if blob.meta.is_some() && table.is_none() {
                 continue;
@@ -226,7 +207,7 @@ fn look(image: Image, path: &Path, place: &Place, with_data: bool) -> Outcome {
 type Opened = (Option<BlobFile>, Option<crate::rafs::meta::BlobMeta>, Vec<Finding>);
 
 /// Opens a blob and reads its chunk table, which may be in another file.
-fn open_blob(file: &Path, bootstrap: &Path, place: &Place, blob: &BlobFacts) -> Opened {
+fn open_blob(file: &Path, bootstrap: &Path, place: Option<&Place>, blob: &BlobFacts) -> Opened {
     let file = match BlobFile::open(file, blob) {
         Ok(file) => file,
         Err(finding) => return (None, None, vec![finding]),
@@ -235,7 +216,7 @@ fn open_blob(file: &Path, bootstrap: &Path, place: &Place, blob: &BlobFacts) -> 
         None => return (Some(file), None, Vec::new()),
         Some(MetaHolder::Blob) => file.table(blob),
         Some(MetaHolder::Bootstrap) => BlobFile::holder(bootstrap, blob).and_then(|holder| holder.table(blob)),
-        Some(MetaHolder::Other(id)) => match place.of(id) {
+        Some(MetaHolder::Other(id)) => match place.and_then(|place| place.find(id)) {
             Some(path) => BlobFile::holder(&path, blob).and_then(|holder| holder.table(blob)),
             None => return (Some(file), None, Vec::new()),
         },

@@ -3,10 +3,9 @@
 use std::ops::Range;
 
 use super::RawSuperblock;
-use super::SUPERBLOCK_BYTES;
 use super::V5;
 use super::inode::RECORD_BYTES;
-use super::tables;
+use super::tables_of;
 use crate::limits;
 use crate::rafs::RafsError;
 use crate::rafs::chunks;
@@ -31,19 +30,7 @@ impl V5 {
     /// Superblock and tables.
     pub(in crate::rafs) fn tables(&self) -> Result<Vec<(&'static str, Range<u64>)>, RafsError> {
         let raw: RawSuperblock = self.view.record_at(0)?;
-        let entries = |count: u32, each: u64| u64::from(count).saturating_mul(each);
-        let rows = [
-            ("superblock", 0, SUPERBLOCK_BYTES),
-            ("inode table", raw.inode_table.get(), entries(raw.inode_table_entries.get(), 4)),
-            ("prefetch table", raw.prefetch_table.get(), entries(raw.prefetch_entries.get(), 4)),
-            ("blob table", raw.blob_table.get(), raw.blob_table_bytes.get().into()),
-            (
-                "extended blob table",
-                raw.extended_table.get(),
-                entries(raw.extended_entries.get(), tables::EXTENDED_ENTRY_BYTES),
-            ),
-        ];
-        Ok(rows.into_iter().map(|(name, start, bytes)| (name, start..start.saturating_add(bytes))).collect())
+        Ok(tables_of(&raw).into_iter().map(|(name, start, bytes)| (name, start..start.saturating_add(bytes))).collect())
     }
 
     /// The record with all that belongs to it.

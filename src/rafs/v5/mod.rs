@@ -170,22 +170,28 @@ impl V5 {
 
 /// Checks that the tables are aligned, inside the file, and disjoint (section 14, rules 1 and 12).
 fn check_tables(raw: &RawSuperblock, file_bytes: u64) -> Result<(), RafsError> {
-    let bytes_of = |entries: U32, each: u64| u64::from(entries.get()).saturating_mul(each);
-    let tables = [
-        ("inode table", raw.inode_table, bytes_of(raw.inode_table_entries, 4)),
-        ("prefetch table", raw.prefetch_table, bytes_of(raw.prefetch_entries, 4)),
-        ("blob table", raw.blob_table, raw.blob_table_bytes.get().into()),
-        ("extended blob table", raw.extended_table, bytes_of(raw.extended_entries, tables::EXTENDED_ENTRY_BYTES)),
-    ];
-    let mut parts = vec![("superblock", part("superblock", 0, SUPERBLOCK_BYTES, file_bytes)?)];
-    for (name, start, bytes) in tables {
+    let mut parts = Vec::new();
+    for (name, start, bytes) in tables_of(raw) {
         if bytes == 0 {
             continue;
         }
-        if !start.get().is_multiple_of(UNIT) {
-            return Err(malformed(name, start.get(), "starts at no multiple of 8"));
+        if !start.is_multiple_of(UNIT) {
+            return Err(malformed(name, start, "starts at no multiple of 8"));
         }
-        parts.push((name, part(name, start.get(), bytes, file_bytes)?));
+        parts.push((name, part(name, start, bytes, file_bytes)?));
     }
     check_disjoint(&mut parts)
+}
+
+/// The superblock and the tables: name, offset, bytes.
+fn tables_of(raw: &RawSuperblock) -> [(&'static str, u64, u64); 5] {
+    let bytes_of = |entries: U32, each: u64| u64::from(entries.get()).saturating_mul(each);
+    let extended_bytes = bytes_of(raw.extended_entries, tables::EXTENDED_ENTRY_BYTES);
+    [
+        ("superblock", 0, SUPERBLOCK_BYTES),
+        ("inode table", raw.inode_table.get(), bytes_of(raw.inode_table_entries, 4)),
+        ("prefetch table", raw.prefetch_table.get(), bytes_of(raw.prefetch_entries, 4)),
+        ("blob table", raw.blob_table.get(), raw.blob_table_bytes.get().into()),
+        ("extended blob table", raw.extended_table.get(), extended_bytes),
+    ]
 }

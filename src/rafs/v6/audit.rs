@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use super::DEVICE_TABLE;
 use super::EXTENDED_SUPERBLOCK;
 use super::RawExtended;
 use super::RawSuperblock;
 use super::V6;
+use super::devices_end;
 use super::inode::CHUNK_INDEX_BYTES;
-use super::tables;
+use super::tables_of;
 use crate::rafs::RafsError;
 use crate::rafs::count_chunks;
 use crate::rafs::inode::Kind;
@@ -21,14 +21,10 @@ impl V6 {
     pub(in crate::rafs) fn tables(&self) -> Result<Vec<(&'static str, Range<u64>)>, RafsError> {
         let raw: RawSuperblock = self.view.record_at(SUPERBLOCK)?;
         let extended: RawExtended = self.view.record_at(EXTENDED_SUPERBLOCK)?;
-        let devices = u64::from(raw.devices.get()).saturating_mul(tables::DEVICE_BYTES);
-        let rows = [
-            ("superblock and device table", 0, DEVICE_TABLE.saturating_add(devices)),
-            ("blob table", extended.blob_table.get(), extended.blob_table_bytes.get().into()),
-            ("chunk table", extended.chunk_table.get(), extended.chunk_table_bytes.get()),
-            ("prefetch table", extended.prefetch_table.get(), extended.prefetch_bytes.get().into()),
-        ];
-        Ok(rows.into_iter().map(|(name, start, bytes)| (name, start..start.saturating_add(bytes))).collect())
+        let mut tables = vec![("superblock and device table", 0..devices_end(&raw))];
+        let others = tables_of(&extended).into_iter();
+        tables.extend(others.map(|(name, start, bytes, _)| (name, start..start.saturating_add(bytes))));
+        Ok(tables)
     }
 
     /// The inode with its xattrs and what follows them, and the blocks of its data. Its facts were checked, so all of

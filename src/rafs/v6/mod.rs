@@ -197,14 +197,8 @@ fn check_superblock(raw: &RawSuperblock, blocks: Blocks) -> Result<(), RafsError
 
 /// Checks that the tables are inside the file and disjoint (section 14, rule 1).
 fn check_tables(raw: &RawSuperblock, extended: &RawExtended, file_bytes: u64) -> Result<(), RafsError> {
-    let devices_end = DEVICE_TABLE.saturating_add(u64::from(raw.devices.get()).saturating_mul(tables::DEVICE_BYTES));
-    let mut parts = vec![("superblock and device table", part("device table", 0, devices_end, file_bytes)?)];
-    let tables = [
-        ("blob table", extended.blob_table.get(), u64::from(extended.blob_table_bytes.get()), tables::BLOB_BYTES),
-        ("chunk table", extended.chunk_table.get(), extended.chunk_table_bytes.get(), RECORD_BYTES),
-        ("prefetch table", extended.prefetch_table.get(), extended.prefetch_bytes.get().into(), 4),
-    ];
-    for (name, start, bytes, each) in tables {
+    let mut parts = vec![("superblock and device table", part("device table", 0, devices_end(raw), file_bytes)?)];
+    for (name, start, bytes, each) in tables_of(extended) {
         if bytes == 0 {
             continue;
         }
@@ -214,6 +208,20 @@ fn check_tables(raw: &RawSuperblock, extended: &RawExtended, file_bytes: u64) ->
         parts.push((name, part(name, start, bytes, file_bytes)?));
     }
     check_disjoint(&mut parts)
+}
+
+/// Where the device table ends, which follows the superblocks.
+fn devices_end(raw: &RawSuperblock) -> u64 {
+    DEVICE_TABLE.saturating_add(u64::from(raw.devices.get()).saturating_mul(tables::DEVICE_BYTES))
+}
+
+/// The other tables: name, offset, bytes, bytes of an entry.
+fn tables_of(extended: &RawExtended) -> [(&'static str, u64, u64, u64); 3] {
+    [
+        ("blob table", extended.blob_table.get(), extended.blob_table_bytes.get().into(), tables::BLOB_BYTES),
+        ("chunk table", extended.chunk_table.get(), extended.chunk_table_bytes.get(), RECORD_BYTES),
+        ("prefetch table", extended.prefetch_table.get(), extended.prefetch_bytes.get().into(), 4),
+    ]
 }
 
 /// The worked examples of the format description (section 18).

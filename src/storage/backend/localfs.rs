@@ -105,6 +105,12 @@ impl Place {
         }
     }
 
+    /// The file of a blob: the first that exists, or the first place for one. Looks at the disk.
+    pub fn find(&self, blob: &str) -> Option<PathBuf> {
+        let candidates = self.candidates(blob);
+        candidates.iter().find(|path| path.exists()).or(candidates.first()).cloned()
+    }
+
     fn open(&self, blob: &Arc<str>) -> Result<Opened, BackendError> {
         // NONBLOCK: a fifo must not hold us up before we see what it is.
         let flags = OFlags::NONBLOCK.bits().cast_signed();

@@ -3,9 +3,8 @@
 use super::CodecError;
 use super::xts::Xts;
 use crate::rafs::facts::Cipher;
+use crate::rafs::facts::PADDED_BYTES;
 
-/// What a piece of fewer than 16 bytes is stored as.
-const PADDED_BYTES: usize = 18;
 const PADDING_END: [u8; 2] = [0x78, 0x90];
 
 /// The key and the tweak of one blob, ready for use.
@@ -35,7 +34,7 @@ impl Sealing {
 pub fn without_padding(piece: &[u8]) -> Option<&[u8]> {
     let (front, end) = piece.split_last_chunk()?;
     let fill = *front.last()?;
-    let is_padded = piece.len() == PADDED_BYTES && *end == PADDING_END && (1..16).contains(&fill);
+    let is_padded = piece.len() == PADDED_BYTES as usize && *end == PADDING_END && (1..16).contains(&fill);
     is_padded.then(|| front.get(..16 - usize::from(fill)))?
 }
 

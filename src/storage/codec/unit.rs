@@ -9,6 +9,9 @@ use super::Sealing;
 use super::decode_form;
 use super::inflate::Inflation;
 use super::open_piece;
+use super::verify;
+use crate::rafs::facts::BlobFacts;
+use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Compressor;
 use crate::rafs::facts::ZranContext;
 
@@ -64,6 +67,16 @@ impl Unit {
             Self::Batch(plain) => plain.len(),
             Self::Context(inflation) => inflation.plain_bytes().saturating_add(DECODER_BYTES),
         }
+    }
+
+    /// The plain bytes of a chunk of `blob` that lies in the unit, verified. `stored` as for [`Unit::bytes`].
+    ///
+    /// # Errors
+    /// As [`Unit::bytes`]; [`CodecError::Digest`], [`CodecError::Crc`].
+    pub fn chunk(&mut self, blob: &BlobFacts, facts: &ChunkFacts, stored: &[u8]) -> Result<&[u8], CodecError> {
+        let plain = self.bytes(stored, facts.offset_in_unit(), facts.uncompressed_bytes)?;
+        verify(blob.digester, facts.digest, facts.crc32c, plain)?;
+        Ok(plain)
     }
 
     /// `len` plain bytes from `offset`. `stored` is the whole stored unit, the same with every call.

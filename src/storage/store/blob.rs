@@ -204,8 +204,8 @@ impl Blob {
         flights.insert(chunk, vec![Arc::clone(parked)]);
         let mut claimed = Vec::with_capacity(companions.len());
         for (chunk, facts) in companions {
-            let is_missing = files.is_none_or(|files| files.presence(chunk, &facts) == Presence::Missing);
-            if is_missing && let Entry::Vacant(flight) = flights.entry(chunk) {
+            let Entry::Vacant(flight) = flights.entry(chunk) else { continue };
+            if files.is_none_or(|files| files.presence(chunk, &facts) == Presence::Missing) {
                 flight.insert(Vec::new());
                 claimed.push((self.claim(chunk, files), facts));
             }

@@ -186,11 +186,17 @@ impl Work {
 
 /// Asks for `chunks` of `blob`, whose stored bytes lie in `range`, as soon as the budget allows.
 pub(super) fn submit_chunks(inner: &Arc<Inner>, blob: &Arc<Blob>, range: Range<u64>, chunks: Vec<Wanted>) {
-    submit_again(inner, blob, range, chunks, 0);
+    submit_lots(inner, blob, range, chunks, 0);
 }
 
-/// As [`submit_chunks`], after their bytes were wrong `damaged` times.
-pub(super) fn submit_again(inner: &Arc<Inner>, blob: &Arc<Blob>, range: Range<u64>, chunks: Vec<Wanted>, damaged: u32) {
+/// Asks for chunks whose stored bytes are the same, after those were wrong `damaged` times.
+pub(super) fn submit_unit(inner: &Arc<Inner>, unit: Vec<Wanted>, damaged: u32) {
+    let Some((claim, facts)) = unit.first() else { return };
+    let (blob, range) = (Arc::clone(&claim.blob), facts.stored());
+    submit_lots(inner, &blob, range, unit, damaged);
+}
+
+fn submit_lots(inner: &Arc<Inner>, blob: &Arc<Blob>, range: Range<u64>, chunks: Vec<Wanted>, damaged: u32) {
     let lots = lot::lots(blob, chunks);
     if lots.is_empty() {
         return;
@@ -278,9 +284,4 @@ fn arrived(inner: &Arc<Inner>, work: Work, bytes: Vec<u8>) {
             Landing::new(blob, fetched, lots).after(damaged, permit).land(inner);
         }
     }
-}
-
-/// Stored bytes of a chunk in its blob.
-pub(super) fn stored(facts: &ChunkFacts) -> Range<u64> {
-    facts.compressed_offset..facts.compressed_offset.saturating_add(u64::from(facts.compressed_bytes))
 }

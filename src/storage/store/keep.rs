@@ -6,6 +6,7 @@ use super::blob::Interest;
 use super::decoded::Chunk;
 use super::parked::Outcome;
 use crate::rafs::facts::ChunkFacts;
+use crate::storage::cache::Generation;
 use crate::storage::cache::generation::Kept;
 use crate::storage::cache::generation::Presence;
 use crate::storage::cache::keeping::Content;
@@ -42,6 +43,17 @@ pub(super) fn found(inner: &Inner, claim: &Claim, facts: &ChunkFacts, plain: &[u
         files.confirm(claim.chunk, facts);
     }
     remembered(inner, claim, facts, plain)
+}
+
+/// What `files` hold of a chunk, of which they said `presence`, proved wrong.
+pub(super) fn refuted(inner: &Inner, files: &Generation, claim: &Claim, facts: &ChunkFacts, presence: Presence) {
+    if presence == Presence::Trusted {
+        tracing::warn!(blob = %claim.blob.id, chunk = claim.chunk, "cached chunk is damaged; fetched again");
+        inner.metrics.storage.digest_mismatches.add(1);
+    } else {
+        inner.metrics.storage.hints_refuted.add(1);
+    }
+    files.refute(claim.chunk, facts);
 }
 
 /// The chunk in memory: for those who wait, and for who comes next.

@@ -14,22 +14,20 @@ use super::budget::Permit;
 use super::error::ReadError;
 use super::fetch;
 use super::fetch::Wanted;
-use super::fetch::stored;
 use super::keep;
 use super::loading;
 use super::lot::Lot;
 use super::lot::Recipe;
-use super::lot::offset_in_unit;
+use super::lot::units;
 use super::parked::Outcome;
 use super::resolve;
 use crate::limits::DAMAGE_RETRIES;
 use crate::limits::LANDING_SLICE_BYTES;
 use crate::rafs::facts::ChunkFacts;
-use crate::rafs::facts::Coding;
 use crate::storage::cache::keeping::Content;
-use crate::storage::codec;
 use crate::storage::codec::CodecError;
-use crate::storage::codec::Form;
+use crate::storage::codec::chunk;
+use crate::storage::codec::chunk::Buffers;
 use crate::storage::codec::unit::Unit;
 use crate::storage::pool::Urgency;
 use crate::storage::pool::when_idle;
@@ -175,15 +173,14 @@ impl Landing {
         while done < LANDING_SLICE_BYTES
             && let Some(part) = self.parts.last_mut()
         {
-            // In the order in which they come out.
-            part.lot.chunks.reverse();
+            let mut chunks = std::mem::take(&mut part.lot.chunks).into_iter();
             while done < LANDING_SLICE_BYTES
-                && let Some(wanted) = part.lot.chunks.pop()
+                && let Some(wanted) = chunks.next()
             {
                 done = done.saturating_add(u64::from(wanted.1.uncompressed_bytes));
                 again.extend(part.finish(inner, wanted, &self.fetched, self.damaged));
             }
-            part.lot.chunks.reverse();
+            part.lot.chunks = chunks.collect();
             if part.lot.chunks.is_empty() {
                 part.shelve(inner, &self.blob, &self.fetched);
                 part.answer_held_back();
@@ -199,14 +196,8 @@ impl Landing {
         if self.parts.iter().any(|part| part.origin == Origin::Cache) {
             return loading::fetch_again(inner, chunks);
         }
-        let mut chunks = chunks.into_iter().peekable();
-        while let Some(first) = chunks.next() {
-            let range = stored(&first.1);
-            let mut unit = vec![first];
-            while let Some(next) = chunks.next_if(|(_, facts)| stored(facts) == range) {
-                unit.push(next);
-            }
-            fetch::submit_again(inner, &self.blob, range, unit, self.damaged.saturating_add(1));
+        for unit in units(chunks) {
+            fetch::submit_unit(inner, unit, self.damaged.saturating_add(1));
         }
     }
 }
@@ -223,7 +214,7 @@ impl Part {
         let (claim, facts) = wanted;
         let blob = Arc::clone(&claim.blob);
         let (origin, is_unit) = (self.origin, self.lot.recipe.key().is_some());
-        let stored = if is_unit && self.is_written { Some(&[][..]) } else { fetched.piece(&stored(&facts)) };
+        let stored = if is_unit && self.is_written { Some(&[][..]) } else { fetched.piece(&facts.stored()) };
         let keep = |plain: &[u8]| match origin {
             Origin::Backend => keep::keep(inner, &claim, &facts, Content { stored, plain }),
             Origin::Cache => (keep::found(inner, &claim, &facts, plain), true),
@@ -288,7 +279,7 @@ fn shared<'a>(
     facts: &ChunkFacts,
     fetched: &Fetched,
 ) -> Result<&'a [u8], CodecError> {
-    let piece = fetched.piece(&stored(facts)).unwrap_or_default();
+    let piece = fetched.piece(&facts.stored()).unwrap_or_default();
     let unit = decoded.get_or_insert_with(|| {
         inner.metrics.storage.units_decoded.add(1);
         match recipe {
@@ -299,22 +290,19 @@ fn shared<'a>(
         }
     });
     let unit = unit.as_mut().map_err(|error| *error)?;
-    let plain = unit.bytes(piece, offset_in_unit(facts), facts.uncompressed_bytes)?;
-    codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain)?;
-    Ok(plain)
+    unit.chunk(&blob.facts, facts, piece)
 }
 
 thread_local! {
-    /// Decoded, and decrypted, bytes of the chunk at work; kept, while there is work, so that their pages are not taken
-    /// from the system each time.
-    static PLAIN: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-    static OPENED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// For the chunk at work; kept, while there is work, so that their pages are not taken from the system each time.
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
 }
 
 /// Stored bytes and units leave their mark in the allocator too: it is trimmed behind this.
 fn give_back() {
-    discard(PLAIN.take());
-    discard(OPENED.take());
+    let Buffers { opened, plain } = BUFFERS.take();
+    discard(opened);
+    discard(plain);
 }
 
 /// Decodes and verifies a chunk that is stored alone; `use_plain` sees the plain bytes only if they are right.
@@ -325,25 +313,10 @@ fn single<T>(
     use_plain: impl FnOnce(&[u8]) -> T,
 ) -> Result<T, CodecError> {
     let missing = CodecError::Length { expected: facts.compressed_bytes as usize, actual: 0 };
-    let stored = fetched.piece(&stored(facts)).ok_or(missing)?;
-    let sealing = blob.sealing.as_ref();
-    let verify = |plain: &[u8]| codec::verify(blob.facts.digester, facts.digest, facts.crc32c, plain);
-    let form = if facts.coding == Coding::Plain { Form::Plain } else { Form::Compressed };
-    let len = facts.uncompressed_bytes as usize;
-    if form == Form::Plain && sealing.is_none() && stored.len() == len {
-        verify(stored)?;
-        return Ok(use_plain(stored));
-    }
+    let stored = fetched.piece(&facts.stored()).ok_or(missing)?;
     // Taken out for the time of use: who uses the bytes is not ours to know.
-    let (mut scratch, mut buffer) = (OPENED.take(), PLAIN.take());
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
-    let plain = buffer.get_mut(..len).unwrap_or_default();
-    let decoded = codec::open_piece(sealing, stored, &mut scratch)
-        .and_then(|opened| codec::decode_form(blob.facts.compressor, form, opened, sealing, plain));
-    let used = decoded.and_then(|()| verify(plain)).map(|()| use_plain(plain));
-    OPENED.set(scratch);
-    PLAIN.set(buffer);
+    let mut buffers = BUFFERS.take();
+    let used = chunk::alone(&blob.facts, blob.sealing.as_ref(), facts, stored, &mut buffers).map(use_plain);
+    BUFFERS.set(buffers);
     used
 }

@@ -7,7 +7,6 @@
 use super::blob::Blob;
 use super::error::ReadError;
 use super::fetch::Wanted;
-use super::fetch::stored;
 use super::parked::Outcome;
 use super::table::Table;
 use crate::limits::MAX_UNIT_COMPANIONS;
@@ -16,6 +15,7 @@ use crate::rafs::facts::Coding;
 use crate::rafs::facts::ZranContext;
 use crate::storage::cache::Generation;
 use crate::storage::cache::generation::Presence;
+use crate::storage::sync::Arc;
 
 /// What tells one unit of a blob from another, also where a table contradicts itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,14 +40,6 @@ impl UnitKey {
             Coding::Zran { context, .. } => UnitKind::Context(context),
         };
         Some(Self { offset: facts.compressed_offset, bytes: facts.compressed_bytes, kind })
-    }
-}
-
-/// Where a chunk begins in the plain bytes of its unit.
-pub(super) fn offset_in_unit(facts: &ChunkFacts) -> u32 {
-    match facts.coding {
-        Coding::Plain | Coding::Compressed => 0,
-        Coding::Batch { offset, .. } | Coding::Zran { offset, .. } => offset,
     }
 }
 
@@ -107,8 +99,8 @@ impl Recipe {
                 // Given up by another thread since: a read that begins anew finds the next one.
                 let table = blob.table.loaded().ok_or(ReadError::Outdated(blob.facts.index))?;
                 let context = table.zran(&blob.facts, number)?;
-                let end = offset_in_unit(facts).checked_add(facts.uncompressed_bytes);
-                let fits = context.stored == stored(facts) && end.is_some_and(|end| end <= context.plain_bytes);
+                let end = facts.offset_in_unit().checked_add(facts.uncompressed_bytes);
+                let fits = context.stored == facts.stored() && end.is_some_and(|end| end <= context.plain_bytes);
                 if !fits {
                     let reason = "it does not lie in its context";
                     return Err(ReadError::BadChunk { blob: blob.facts.index, chunk, reason });
@@ -137,14 +129,14 @@ impl Recipe {
 
     /// Whether a chunk that has its key lies in it.
     fn holds(&self, facts: &ChunkFacts) -> bool {
-        let end = offset_in_unit(facts).checked_add(facts.uncompressed_bytes);
+        let end = facts.offset_in_unit().checked_add(facts.uncompressed_bytes);
         end.is_some_and(|end| end <= self.plain_bytes())
     }
 }
 
 /// Sorts `chunks`, all of `blob`, into lots. A chunk whose unit cannot be is answered with an error.
 pub(super) fn lots(blob: &Blob, mut chunks: Vec<Wanted>) -> Vec<Lot> {
-    chunks.sort_by_key(|(claim, facts)| (UnitKey::of(facts), offset_in_unit(facts), claim.chunk));
+    chunks.sort_by_key(|(claim, facts)| (UnitKey::of(facts), facts.offset_in_unit(), claim.chunk));
     let mut lots: Vec<Lot> = Vec::new();
     for (claim, facts) in chunks {
         let key = UnitKey::of(&facts);
@@ -160,4 +152,19 @@ pub(super) fn lots(blob: &Blob, mut chunks: Vec<Wanted>) -> Vec<Lot> {
         }
     }
     lots
+}
+
+/// Neighbours among `chunks` whose stored bytes are the same: those of a unit, or a chunk that is stored alone.
+pub(super) fn units(chunks: Vec<Wanted>) -> impl Iterator<Item = Vec<Wanted>> {
+    let mut chunks = chunks.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let first = chunks.next()?;
+        let (blob, range) = (Arc::clone(&first.0.blob), first.1.stored());
+        let mut unit = vec![first];
+        let is_of_it = |(claim, facts): &Wanted| Arc::ptr_eq(&claim.blob, &blob) && facts.stored() == range;
+        while let Some(next) = chunks.next_if(is_of_it) {
+            unit.push(next);
+        }
+        Some(unit)
+    })
 }

@@ -245,7 +245,7 @@ impl Store {
     pub fn is_full(&self, blob: u32) -> bool {
         let Some(blob) = self.inner.blobs.get(blob as usize) else { return false };
         let has_table = match (&blob.facts.meta, &self.inner.directory) {
-            (Some(location), Some(directory)) => table::find(directory, &blob.facts, location).is_some(),
+            (Some(_), Some(directory)) => table::find(directory, &blob.facts).is_some(),
             (Some(_), None) => false,
             (None, _) => true,
         };

@@ -17,7 +17,7 @@ pub(super) struct Span {
 impl Span {
     /// The span of one chunk, which may grow to `limit` bytes (a larger chunk stays alone).
     pub(super) fn new(first: &ChunkFacts, limit: u64) -> Self {
-        Self { range: stored(first), last: stored(first), limit }
+        Self { range: first.stored(), last: first.stored(), limit }
     }
 
     /// The bytes to ask for.
@@ -32,7 +32,7 @@ impl Span {
 
     /// Whether the stored bytes of `next` are asked for already: it lies in the same unit as the chunk taken last.
     pub(super) fn ends_with(&self, next: &ChunkFacts) -> bool {
-        stored(next) == self.last
+        next.stored() == self.last
     }
 
     /// Takes `next` in if it follows, at most a small gap behind the end, and the limit allows; or if it shares the
@@ -41,7 +41,7 @@ impl Span {
         if self.ends_with(next) {
             return true;
         }
-        let next = stored(next);
+        let next = next.stored();
         let Some(gap) = next.start.checked_sub(self.range.end) else { return false };
         let fits = next.end.saturating_sub(self.range.start) <= self.limit;
         let takes = fits && gap <= self.len() >> GAP_SHIFT;
@@ -51,10 +51,6 @@ impl Span {
         }
         takes
     }
-}
-
-fn stored(chunk: &ChunkFacts) -> Range<u64> {
-    chunk.compressed_offset..chunk.compressed_offset.saturating_add(u64::from(chunk.compressed_bytes))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::error::ReadError;
 use super::fetch;
 use super::fetch::Wanted;
 use super::foreign;
+use super::keep;
 use super::loading;
 use super::lot;
 use super::parked::Outcome;
@@ -308,21 +309,15 @@ fn is_cached(inner: &Inner, claim: &Claim, facts: &ChunkFacts) -> bool {
         Presence::Trusted | Presence::Hint if !files.claim(chunk, facts, claim.right()) => false,
         Presence::Trusted | Presence::Hint => {
             let is_right = is_right(files, &claim.blob, facts);
-            match (presence, is_right) {
-                (Presence::Hint, true) => inner.metrics.storage.hints_confirmed.add(1),
-                (Presence::Hint, false) => inner.metrics.storage.hints_refuted.add(1),
-                (_, true) => {}
-                (_, false) => {
-                    tracing::warn!(blob = %claim.blob.id, chunk, "cached chunk is damaged; fetched again");
-                    inner.metrics.storage.digest_mismatches.add(1);
-                }
+            if !is_right {
+                keep::refuted(inner, files, claim, facts, presence);
+                return false;
             }
-            if is_right {
-                files.confirm(chunk, facts);
-            } else {
-                files.refute(chunk, facts);
+            if presence == Presence::Hint {
+                inner.metrics.storage.hints_confirmed.add(1);
             }
-            is_right
+            files.confirm(chunk, facts);
+            true
         }
     }
 }

@@ -18,24 +18,22 @@ use super::fetch::Work;
 use super::parked::Parked;
 use super::resolve;
 use crate::limits::MAX_CHUNK_BYTES;
-use crate::limits::MAX_META_BYTES;
 use crate::rafs::RafsError;
 use crate::rafs::chunks::ChunkIndex;
 use crate::rafs::facts::BlobFacts;
 use crate::rafs::facts::ChunkFacts;
 use crate::rafs::facts::Coding;
-use crate::rafs::facts::Compressor;
 use crate::rafs::facts::MetaHolder;
 use crate::rafs::facts::MetaLocation;
 use crate::rafs::facts::Seal;
 use crate::rafs::facts::ZranContext;
+use crate::rafs::facts::encrypted_bytes;
+use crate::rafs::meta;
 use crate::rafs::meta::BlobMeta;
-use crate::rafs::meta::META_HEADER_BYTES;
 use crate::storage::cache::CacheError;
 use crate::storage::cache::Directory;
 use crate::storage::cache::TEMPORARY;
 use crate::storage::codec;
-use crate::storage::codec::Form;
 use crate::storage::steps::Step;
 use crate::storage::steps::pass;
 use crate::storage::sync::Arc;
@@ -126,7 +124,7 @@ impl Table {
         }
         if self.meta.is_some() {
             let seal = self.source.seal(blob.index, chunk).map_err(fault)?;
-            if seal.is_some_and(|seal| !agrees(&facts, &seal)) {
+            if seal.is_some_and(|seal| !seal.agrees_with(&facts)) {
                 return Err(bad("the table of its blob and the bootstrap disagree about its place"));
             }
             facts.digest = seal.map(|seal| seal.digest);
@@ -142,14 +140,6 @@ impl Table {
     }
 }
 
-/// Bytes that an encrypted piece of fewer than 16 bytes takes (format, section 8).
-const PADDED_BYTES: u32 = 18;
-
-/// A chunk written to another place than readers look for it would pass its digest all the same, and overwrite others.
-fn agrees(facts: &ChunkFacts, seal: &Seal) -> bool {
-    (facts.uncompressed_offset, facts.uncompressed_bytes) == (seal.uncompressed_offset, seal.uncompressed_bytes)
-}
-
 /// Rule 9 of the format, section 14, as far as one chunk goes.
 fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
     let ends_within = |offset: u64, len: u32, size: u64| offset.checked_add(u64::from(len)).is_some_and(|e| e <= size);
@@ -159,11 +149,10 @@ fn fault_of(blob: &BlobFacts, chunk: &ChunkFacts) -> Option<&'static str> {
     if chunk.compressed_bytes == 0 || chunk.compressed_bytes > MAX_CHUNK_BYTES {
         return Some("its stored size is not between 1 byte and 16 MiB");
     }
-    if chunk.coding == Coding::Plain && chunk.compressed_bytes != chunk.uncompressed_bytes {
-        let is_padded = chunk.compressed_bytes == PADDED_BYTES && chunk.uncompressed_bytes < 16;
-        if blob.cipher.is_none() || !is_padded {
-            return Some("it is stored plain, but in another size");
-        }
+    let plain_bytes = chunk.uncompressed_bytes;
+    let stored_bytes = if blob.cipher.is_some() { encrypted_bytes(plain_bytes) } else { plain_bytes };
+    if chunk.coding == Coding::Plain && chunk.compressed_bytes != stored_bytes {
+        return Some("it is stored plain, but in another size");
     }
     if let Coding::Batch { offset, plain_bytes } = chunk.coding
         && (plain_bytes > MAX_CHUNK_BYTES || !ends_within(offset.into(), chunk.uncompressed_bytes, plain_bytes.into()))
@@ -269,16 +258,13 @@ fn begin(inner: &Arc<Inner>, duty: Duty, search: Search) {
     let Some(location) = blob.facts.meta.clone() else {
         return duty.end(Ok((None, false)));
     };
-    let too_large = location.uncompressed_bytes > MAX_META_BYTES || location.compressed_bytes > MAX_META_BYTES;
-    let stored = location.compressed_bytes.checked_add(META_HEADER_BYTES);
-    let range = stored.and_then(|stored| Some(location.offset..location.offset.checked_add(stored)?));
-    let Some(range) = range.filter(|_| !too_large) else {
-        let source = RafsError::Unsupported("a chunk table of this size");
-        return duty.end(Err(ReadError::Table { blob: index, source }));
+    let range = match meta::cache_bytes(&blob.facts).and_then(|_| meta::stored_range(&blob.facts)) {
+        Ok(range) => range,
+        Err(source) => return duty.end(Err(ReadError::Table { blob: index, source })),
     };
     if search == Search::CacheFirst
         && let Some(directory) = &inner.directory
-        && let Some(meta) = find(directory, &blob.facts, &location)
+        && let Some(meta) = find(directory, &blob.facts)
     {
         return duty.end(Ok((Some(meta), true)));
     }
@@ -371,17 +357,12 @@ fn file_name(blob: &BlobFacts) -> String {
     format!("{}.blob.meta", blob.id)
 }
 
-/// Bytes of the array in the cache file (format, section 11).
-fn padded(location: &MetaLocation) -> u64 {
-    location.uncompressed_bytes.next_multiple_of(META_HEADER_BYTES)
-}
-
 /// The table in the cache directory, if there is a good one.
-pub(super) fn find(directory: &Directory, blob: &BlobFacts, location: &MetaLocation) -> Option<BlobMeta> {
+pub(super) fn find(directory: &Directory, blob: &BlobFacts) -> Option<BlobMeta> {
     let name = file_name(blob);
     let open = || -> Result<Option<BlobMeta>, Box<dyn std::error::Error>> {
         let Some(file) = directory.open_existing(&name)? else { return Ok(None) };
-        let (actual, expected) = (file.metadata()?.len(), padded(location) + META_HEADER_BYTES);
+        let (actual, expected) = (file.metadata()?.len(), meta::cache_bytes(blob)?);
         if actual != expected {
             return Err(format!("{actual} bytes instead of {expected}").into());
         }
@@ -399,21 +380,8 @@ fn make(inner: &Inner, blob: &Blob, location: &MetaLocation, stored: &[u8]) -> R
     let (sealing, blob) = (blob.sealing.as_ref(), &blob.facts);
     let fault = |source| ReadError::Table { blob: blob.index, source };
     let garbled = |source| ReadError::TableData { blob: blob.index, offset: location.offset, source };
-    let size = usize::try_from(padded(location) + META_HEADER_BYTES);
-    let plain = usize::try_from(location.uncompressed_bytes);
-    let split = usize::try_from(location.compressed_bytes).ok().and_then(|at| stored.split_at_checked(at));
-    let (Ok(size), Ok(plain), Some((array, header))) = (size, plain, split) else {
-        return Err(fault(RafsError::Unsupported("a chunk table of this size")));
-    };
-    let mut content = vec![0; size];
-    // The array and its header are encrypted each by itself.
-    let mut scratch = Vec::new();
-    let form = if location.compressor == Compressor::None { Form::Plain } else { Form::Compressed };
-    let array = codec::open_piece(sealing, array, &mut scratch).map_err(garbled)?;
-    codec::decode_form(location.compressor, form, array, sealing, &mut content[..plain]).map_err(garbled)?;
-    let header_at = size - META_HEADER_BYTES as usize;
-    let header = codec::open_piece(sealing, header, &mut scratch).map_err(garbled)?;
-    content[header_at..].copy_from_slice(header);
+    let cache_bytes = meta::cache_bytes(blob).map_err(fault)?;
+    let content = codec::table::decode(location, sealing, stored, cache_bytes).map_err(garbled)?;
     let kept = inner.directory.as_ref().and_then(|directory| {
         keep(directory, blob, &content)
             .inspect_err(|error| {

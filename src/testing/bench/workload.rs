@@ -135,7 +135,8 @@ pub struct Plan {
     pub entries: u64,
 }
 
-fn entry(guest: &mut Guest, parent: u64, name: &str) -> Result<u64> {
+/// Looks `name` up in the directory `parent`.
+pub fn entry(guest: &mut Guest, parent: u64, name: &str) -> Result<u64> {
     let reply = guest.call(&Request::lookup(parent, name.as_bytes()))?;
     let entry = EntryReply::from_lookup(&reply.body()?)?;
     ensure!(entry.node != 0, "the daemon does not know {name}");

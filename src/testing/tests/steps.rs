@@ -138,7 +138,7 @@ impl Subject {
         let status = bounded(&mut command);
         let killed = fs::read_to_string(child.join("killed-at")).ok();
         match killed {
-            Some(name) => Some(ALL.into_iter().find(|step| format!("{step:?}") == name).unwrap()),
+            Some(name) => Some(Step::ALL.iter().copied().find(|step| format!("{step:?}") == name).unwrap()),
             None => {
                 assert!(status.success(), "{}: the child ended with {status}", self.image.name);
                 None
@@ -245,36 +245,6 @@ fn child_fills_until_told() {
     drop((guest, room));
 }
 
-/// All steps; the compiler says when one is missing.
-const ALL: [Step; 23] = {
-    use Step::*;
-    [
-        SideMade,
-        DataMade,
-        DataRemoved,
-        DataSized,
-        MapMade,
-        MapSized,
-        MapReady,
-        SideSized,
-        SideReduced,
-        SideReady,
-        TableMade,
-        TableWritten,
-        TableNamed,
-        ChunkVerified,
-        ChunkClaimed,
-        ChunkWritten,
-        ChunkMapped,
-        ChunkTrusted,
-        ChunkNoted,
-        ChunkRefuted,
-        FlushBegun,
-        Flushed,
-        FlushNoted,
-    ]
-};
-
 /// Kills a child at every step of its fill; the kinds of steps that it was killed at.
 fn kill_at_every_step(subject: &Subject, before: Before) -> BTreeSet<Step> {
     let cache = subject.home.path().join("cache");
@@ -300,7 +270,7 @@ fn daemon_killed_at_any_step_leaves_what_it_published_and_nothing_wrong() {
     for before in [Before::Nothing, Before::Copied, Before::LastBoot, Before::Cut] {
         seen.extend(kill_at_every_step(&subject, before));
     }
-    let missed: Vec<_> = ALL.into_iter().filter(|step| !seen.contains(step)).collect();
+    let missed: Vec<_> = Step::ALL.iter().filter(|step| !seen.contains(step)).collect();
     assert!(missed.is_empty(), "{missed:?} never happened");
 }
 

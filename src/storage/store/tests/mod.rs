@@ -76,6 +76,19 @@ impl ChunkSource for Chunks {
     }
 }
 
+/// A chunk of `bytes` at `plain_at`, whose stored bytes are at an offset, so many.
+fn chunk(stored: (usize, usize), plain_at: usize, bytes: &[u8], coding: Coding) -> ChunkFacts {
+    ChunkFacts {
+        compressed_offset: stored.0 as u64,
+        compressed_bytes: stored.1 as u32,
+        uncompressed_offset: plain_at as u64,
+        uncompressed_bytes: bytes.len() as u32,
+        coding,
+        digest: Some(codec::digest(Digester::Blake3, bytes)),
+        crc32c: None,
+    }
+}
+
 /// One blob, its chunks, and the backend that has it.
 struct Rig {
     dir: tempfile::TempDir,
@@ -102,15 +115,8 @@ impl Rig {
             let packed = lz4::block::compress(&bytes, None, false).unwrap();
             let is_compressed = index % 5 != 4;
             let packed = if is_compressed { packed } else { bytes.clone() };
-            chunks.push(ChunkFacts {
-                compressed_offset: stored.len() as u64,
-                compressed_bytes: packed.len() as u32,
-                uncompressed_offset: plain.len() as u64,
-                uncompressed_bytes: chunk_bytes,
-                coding: if is_compressed { Coding::Compressed } else { Coding::Plain },
-                digest: Some(codec::digest(Digester::Blake3, &bytes)),
-                crc32c: None,
-            });
+            let coding = if is_compressed { Coding::Compressed } else { Coding::Plain };
+            chunks.push(chunk((stored.len(), packed.len()), plain.len(), &bytes, coding));
             stored.extend(packed);
             plain.extend(bytes);
         }

@@ -43,22 +43,15 @@ impl Rig {
             let mut members = Vec::new();
             for (member, len) in lengths(batch).into_iter().enumerate() {
                 let bytes = super::content(batch * MEMBERS + member as u32, len);
-                members.push((content.len() as u32, len, codec::digest(Digester::Blake3, &bytes)));
+                members.push((content.len(), bytes.clone()));
                 content.extend(bytes);
             }
             let packed = lz4::block::compress(&content, None, false).unwrap();
             let piece = if packed.len() < content.len() { packed } else { content.clone() };
             let piece = if cipher.is_some() { sealed(piece) } else { piece };
-            for (offset, len, digest) in members {
-                chunks.push(ChunkFacts {
-                    compressed_offset: stored.len() as u64,
-                    compressed_bytes: piece.len() as u32,
-                    uncompressed_offset: (plain.len() + offset as usize) as u64,
-                    uncompressed_bytes: len,
-                    coding: Coding::Batch { plain_bytes: content.len() as u32, offset },
-                    digest: Some(digest),
-                    crc32c: None,
-                });
+            for (offset, bytes) in members {
+                let coding = Coding::Batch { plain_bytes: content.len() as u32, offset: offset as u32 };
+                chunks.push(super::chunk((stored.len(), piece.len()), plain.len() + offset, &bytes, coding));
             }
             stored.extend(piece);
             plain.extend(content);
@@ -190,15 +183,8 @@ fn encrypted_batches_and_chunks_of_every_length_are_read() {
         let packed = lz4::block::compress(&bytes, None, false).unwrap();
         let is_compressed = packed.len() < bytes.len();
         let piece = sealed(if is_compressed { packed } else { bytes.clone() });
-        rig.chunks.push(ChunkFacts {
-            compressed_offset: stored.len() as u64,
-            compressed_bytes: piece.len() as u32,
-            uncompressed_offset: plain.len() as u64,
-            uncompressed_bytes: len,
-            coding: if is_compressed { Coding::Compressed } else { Coding::Plain },
-            digest: Some(codec::digest(Digester::Blake3, &bytes)),
-            crc32c: None,
-        });
+        let coding = if is_compressed { Coding::Compressed } else { Coding::Plain };
+        rig.chunks.push(super::chunk((stored.len(), piece.len()), plain.len(), &bytes, coding));
         stored.extend(piece);
         plain.extend(bytes);
     }

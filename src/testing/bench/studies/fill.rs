@@ -13,7 +13,6 @@ use anyhow::ensure;
 use nydus_vm::rafs::facts::Compressor;
 use nydus_vm::rafs::facts::Digester;
 use nydus_vm::storage::codec;
-use nydus_vm::testing::fuse_client::EntryReply;
 use nydus_vm::testing::fuse_client::Request;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
@@ -23,6 +22,7 @@ use nydus_vm::testing::process;
 use nydus_vm::testing::process::DaemonProcess;
 
 use crate::arguments::Arguments;
+use crate::workload::entry;
 
 const CHUNK_BYTES: u32 = 1 << 20;
 /// Bytes of one READ, and READs in flight: a guest that reads ahead.
@@ -144,7 +144,7 @@ pub fn fill(arguments: &Arguments, image: &TestImage, home: &Path, bytes: usize)
         ..GuestOptions::LINUX
     };
     let mut guest = Guest::boot(daemon.socket(), &options)?;
-    let node = EntryReply::from_lookup(&guest.call(&Request::lookup(1, b"big"))?.body()?)?.node;
+    let node = entry(&mut guest, 1, "big")?;
     let (before, start) = (daemon.cpu_us(), Instant::now());
     let (mut asked, mut answered) = (0, 0);
     let lane = guest.lane(1);

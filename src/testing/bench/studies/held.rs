@@ -6,7 +6,6 @@ use anyhow::ensure;
 use nydus_vm::rafs::facts::Compressor;
 use nydus_vm::rafs::facts::Digester;
 use nydus_vm::testing::fault::Fault;
-use nydus_vm::testing::fuse_client::EntryReply;
 use nydus_vm::testing::fuse_client::Request;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
@@ -19,6 +18,7 @@ use nydus_vm::testing::vmm::PATIENCE;
 use tempfile::TempDir;
 
 use crate::arguments::Arguments;
+use crate::workload::entry;
 
 /// Bytes of `/warm`.
 pub const WARM_BYTES: u64 = 64 << 20;
@@ -63,11 +63,7 @@ impl Held {
         // The threads of a connection come with it.
         let mut guest = Guest::boot(&room.socket, options)?;
         process::pin(None, &[arguments.driver_cpu])?;
-        let mut node = |name: &str| -> Result<u64> {
-            let reply = guest.call(&Request::lookup(1, name.as_bytes()))?;
-            Ok(EntryReply::from_lookup(&reply.body()?)?.node)
-        };
-        let (warm, cold) = (node("warm")?, node("cold")?);
+        let (warm, cold) = (entry(&mut guest, 1, "warm")?, entry(&mut guest, 1, "cold")?);
         let step = u64::from(options.reply_bytes);
         for offset in (0..WARM_BYTES).step_by(step as usize) {
             ensure!(guest.call(&Request::read(warm, 0, offset, step as u32))?.errno == 0, "cannot read the warm file");

@@ -8,7 +8,6 @@ use anyhow::Result;
 use anyhow::ensure;
 use nydus_vm::rafs::facts::Compressor;
 use nydus_vm::rafs::facts::Digester;
-use nydus_vm::testing::fuse_client::EntryReply;
 use nydus_vm::testing::fuse_client::Request;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
@@ -20,6 +19,7 @@ use rustix::process::Signal;
 
 use super::fill::nydusd;
 use crate::arguments::Arguments;
+use crate::workload::entry;
 
 const CHUNK_BYTES: u32 = 256 << 10;
 const READ_BYTES: u32 = 128 << 10;
@@ -75,7 +75,7 @@ fn read_all(daemons: &[DaemonProcess], bytes: usize) -> Result<Duration> {
     let mut guests = Vec::new();
     for daemon in daemons {
         let mut guest = Guest::boot(daemon.socket(), &options)?;
-        let node = EntryReply::from_lookup(&guest.call(&Request::lookup(1, b"big"))?.body()?)?.node;
+        let node = entry(&mut guest, 1, "big")?;
         guests.push((guest, node, 0usize, 0usize));
     }
     let (start, mut last) = (Instant::now(), Instant::now());

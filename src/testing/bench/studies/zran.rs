@@ -11,7 +11,6 @@ use anyhow::ensure;
 use flate2::read::GzDecoder;
 use nydus_vm::rafs::facts::Compressor;
 use nydus_vm::rafs::facts::Digester;
-use nydus_vm::testing::fuse_client::EntryReply;
 use nydus_vm::testing::fuse_client::Request;
 use nydus_vm::testing::guest::Guest;
 use nydus_vm::testing::guest::GuestOptions;
@@ -26,6 +25,7 @@ use super::fill::fill;
 use super::fill::nydusd;
 use crate::arguments::Arguments;
 use crate::workload::Random;
+use crate::workload::entry;
 
 const CHUNK_BYTES: u32 = 256 << 10;
 
@@ -86,7 +86,7 @@ fn random(arguments: &Arguments, image: &TestImage, home: &std::path::Path, byte
     daemon.pin(&arguments.daemon_cpu)?;
     process::pin(None, &[arguments.driver_cpu])?;
     let mut guest = Guest::boot(daemon.socket(), &GuestOptions { request_queues: 1, ..GuestOptions::LINUX })?;
-    let node = EntryReply::from_lookup(&guest.call(&Request::lookup(1, b"big"))?.body()?)?.node;
+    let node = entry(&mut guest, 1, "big")?;
     // The chunk table comes with the first read.
     ensure!(guest.call(&Request::read(node, 0, 0, 4096))?.errno == 0, "cannot read");
     let stretch = 2 * reference_layer::USUAL_CONTEXTS as u64;
